@@ -1,0 +1,187 @@
+"""YAML files, presets and dotted overrides -> one validated ``Run``.
+
+The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint. Layers,
+later ones win: schema defaults, method preset, variant preset, size preset, files, overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from simla_ray.config.schema import Run
+from simla_ray.errors import UserError
+
+AXES = ("method", "variant", "size")
+
+
+def load_run(
+    files: Sequence[Path | str] = (), overrides: Mapping[str, Any] | Sequence[str] = (), *, presets: bool = True
+) -> Run:
+    """Build a run.
+
+    Args:
+        files: YAML files, later ones win.
+        overrides: ``{"a.b": value}`` or ``["a.b=value"]``, values in YAML syntax.
+        presets: False reads a complete config (a checkpoint's) as it stands.
+
+    Raises:
+        UserError: every wrong key and value at once, one line each.
+    """
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, read_yaml(Path(file)))
+    for path, value in _pairs(overrides):
+        _merge(tree, _nest(path, value))
+    if presets:
+        top: dict[str, Any] = {}
+        for axis in AXES:
+            field = Run.model_fields[axis]
+            value = tree.get(axis, str(field.default))
+            allowed = [str(v) for v in field.annotation]  # type: ignore[union-attr]
+            if str(value) not in allowed:
+                raise UserError(f"{axis}: {value} is not one of {', '.join(allowed)}{_did_you_mean(str(value), allowed)}")
+            _merge(top, _preset(axis, str(value)))
+        _merge(top, tree)
+        tree = top
+    try:
+        return Run.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(error))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping; ``yaml.safe_load`` only, nothing in it is evaluated."""
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values at the top level, found a {type(tree).__name__}")
+    return tree
+
+
+def to_yaml(run: Run) -> str:
+    """The resolved config, as stored in a run's folder; ``load_run([file], presets=False)`` reads it back unchanged."""
+    return yaml.safe_dump(to_dict(run), sort_keys=False)
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    return run.model_dump(mode="json", by_alias=True)
+
+
+def difference(old: Run, new: Run, kind: str) -> list[tuple[str, Any, Any]]:
+    """Keys of that kind (``identity`` or ``operational``) whose values differ: (path, old, new)."""
+    kinds = dict(leaf_kinds(Run))
+    a, b = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    changed = [path for path in dict.fromkeys([*a, *b]) if a.get(path) != b.get(path)]
+    return [(path, a.get(path), b.get(path)) for path in changed if _kind_of(path, kinds) == kind]
+
+
+def leaf_kinds(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, kind) of every key."""
+    for name, field in model.model_fields.items():
+        path = f"{prefix}{field.alias or name}"
+        section = _section_of(field.annotation)
+        extra = field.json_schema_extra
+        yield path, str(extra["kind"]) if isinstance(extra, dict) else "identity"
+        if section is not None:
+            yield from leaf_kinds(section, path + ".")
+
+
+def _kind_of(path: str, kinds: Mapping[str, str]) -> str:
+    while path not in kinds:  # below a list or a free mapping the kind is that of the key that holds it
+        path = path.rpartition(".")[0]
+    return kinds[path]
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _preset(axis: str, value: str) -> dict[str, Any]:
+    text = resources.files("simla_ray.config").joinpath(f"presets/{axis}/{value}.yaml").read_text()
+    return yaml.safe_load(text) or {}
+
+
+def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        yield from overrides.items()
+        return
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        if not equals or not path:
+            raise UserError(f"{text}: not an override; write key.subkey=value")
+        try:
+            yield path, yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"{path}: the value {value!r} is not YAML") from None
+
+
+def _nest(path: str, value: Any) -> dict[str, Any]:
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    for name, value in over.items():
+        if isinstance(value, Mapping):
+            child = base.get(name)
+            child = dict(child) if isinstance(child, dict) else {}
+            _merge(child, value)
+            base[name] = child
+        else:
+            base[name] = value
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        path = ".".join(str(p) for p in problem["loc"])
+        kind = problem["type"]
+        if kind == "value_error":  # our own cross-field rules name their keys themselves
+            yield from str(problem["ctx"]["error"]).splitlines()
+        elif kind == "extra_forbidden":
+            yield f"{path}: unknown key{_suggest_key(problem['loc'])}"
+        elif kind == "missing":
+            yield f"{path}: missing"
+        else:
+            yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _suggest_key(loc: Sequence[str | int]) -> str:
+    every = [path for path, _ in leaf_kinds(Run)]
+    parent = ".".join(str(p) for p in loc[:-1])
+    siblings = [p for p in every if p.rpartition(".")[0] == parent]
+    name = str(loc[-1])
+    near = difflib.get_close_matches(name, [p.rpartition(".")[2] for p in siblings], n=1)
+    if near:
+        return f"; did you mean {parent + '.' if parent else ''}{near[0]}?"
+    elsewhere = [p for p in every if p.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"; did you mean {elsewhere[0]}?"
+    return f"; known here: {', '.join(p.rpartition('.')[2] for p in siblings)}" if siblings else ""
+
+
+def _did_you_mean(word: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,495 @@
+"""Every key of a run, as frozen pydantic models.
+
+Each key is marked with what it means for a resume:
+
+- ``identity``: changes what is learned. Resuming a run with another value is refused, showing the difference.
+- ``operational``: workers, logging, storage. May change between two legs of one run; the change is logged.
+
+The defaults below are the method as we ship it (``variant: default``) at paper size; the presets under ``presets/`` set
+what a method, a variant or a size changes. "[ours]" marks choices that neither the paper nor the official code makes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def identity(default: Any = ..., doc: str = "", **limits: Any) -> Any:
+    return Field(default, description=doc, json_schema_extra={"kind": "identity"}, **limits)
+
+
+def operational(default: Any = ..., doc: str = "", **limits: Any) -> Any:
+    return Field(default, description=doc, json_schema_extra={"kind": "operational"}, **limits)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, validate_default=True)
+
+
+class Method(StrEnum):
+    simla = "simla"
+
+
+class Size(StrEnum):
+    tiny = "tiny"
+    small = "small"
+    base = "base"
+
+
+class Variant(StrEnum):
+    default = "default"
+    official = "official"
+
+
+class Flip(StrEnum):
+    always = "always"
+    caption_safe = "caption_safe"
+    never = "never"
+
+
+class Augment(StrEnum):
+    full = "full"
+    geometric = "geometric"
+    crop = "crop"
+
+
+class Stem(StrEnum):
+    patch = "patch"
+    conv = "conv"
+
+
+class CodesKind(StrEnum):
+    kmeans = "kmeans"
+    features = "features"
+    dvae = "dvae"
+
+
+class TeacherMode(StrEnum):
+    train = "train"
+    eval = "eval"
+
+
+class SameImage(StrEnum):
+    negative = "negative"
+    positive = "positive"
+
+
+class Negatives(StrEnum):
+    sample = "sample"
+    hard = "hard"
+    random = "random"
+
+
+class SoftDim(StrEnum):
+    vocab = "vocab"
+    sequence = "sequence"
+
+
+class MimCrop(StrEnum):
+    aligned = "aligned"
+    independent = "independent"
+
+
+class MimTeacherText(StrEnum):
+    student = "student"
+    student_redraw = "student_redraw"
+    teacher = "teacher"
+
+
+class Side(StrEnum):
+    teacher = "teacher"
+    student = "student"
+
+
+class KeywordUnit(StrEnum):
+    piece = "piece"
+    word = "word"
+
+
+class KeywordSelect(StrEnum):
+    attention = "attention"
+    content = "content"
+    tfidf = "tfidf"
+    random = "random"
+
+
+class Recommend(StrEnum):
+    soft = "soft"
+    hard = "hard"
+    off = "off"
+
+
+class ScheduleKind(StrEnum):
+    joint = "joint"
+    sampled = "sampled"
+    phases = "phases"
+
+
+class NoDecay(StrEnum):
+    standard = "standard"
+    official = "official"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+def _yaml_off(value: Any) -> Any:
+    """YAML 1.1 reads a bare ``off`` as false."""
+    return "off" if value is False else value
+
+
+ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl"]
+
+
+class World(Section):
+    """The built-in world, generated once per value of these keys: ``data.train: [world:train]``."""
+
+    n_train: int = identity(12000, "scenes in world:train", ge=1)
+    n_val: int = identity(500, "scenes in world:val", ge=1)
+    n_test: int = identity(500, "scenes in world:test", ge=1)
+    image_px: int = identity(48, "side of a rendered scene, pixels", ge=32, le=512)
+    seed: int = identity(0, "seed of the scenes; apart from the run's seed, so that seeds share one world", ge=0)
+
+
+class Data(Section):
+    train: list[str] = identity(["world:train"], "URIs of the training sets (Parquet, ALBEF JSON, world:train)", min_length=1)
+    val: list[str] = identity(["world:val"], "URIs of the validation set: it picks the best checkpoint", min_length=1)
+    test: list[str] | None = identity(None, "URIs of the final evaluation; null: world:test with world:val, else data.val")
+    train_split: str | None = identity(None, "keep only rows whose `split` column has this value")
+    val_split: str | None = identity(None, "the same for data.val")
+    test_split: str | None = identity(None, "the same for data.test")
+    image_roots: list[Path] = identity([], "folders that image paths of JSON lists may point into; others are refused")
+    max_pixels: int = identity(50_000_000, "larger images are dropped before they are decoded", ge=1024)
+    max_drop_fraction: float = identity(0.05, "stop with an error when more rows than this cannot be used", ge=0, le=1)
+    crop_scale_min: float = identity(0.2, "smallest area of the random crop, as a fraction of the image", gt=0, le=1)
+    augment: Augment = identity(Augment.full, "RandAugment after crop and flip: all ops, geometric ops only, or none")
+    augment_ops: int = identity(2, "RandAugment: ops drawn per image", ge=0)
+    augment_magnitude: int = identity(7, "RandAugment: magnitude, 0..10", ge=0, le=10)
+    augment_p: float = identity(0.5, "RandAugment: probability that a drawn op is applied", ge=0, le=1)
+    hflip: Flip = identity(Flip.caption_safe, "mirror images: always, only where no caption word is left/right, never")
+    shuffle_window: int = identity(4096, "rows within which the order is shuffled", ge=1)
+    decode_cpus: int = operational(1, "Ray CPUs that decode, augment and tokenise beside the workers", ge=1)
+    audit: bool = operational(False, "write consumed.jsonl: step, rank, epoch and uid of every sample")
+
+
+class Vision(Section):
+    timm: str = identity("vit_base_patch16_224", "name of a timm Vision Transformer")
+    pretrained: bool = identity(True, "start from timm's weights of that name (needs network once)")
+    image_px: int = identity(256, "side of the image the tower sees, pixels", ge=16)
+    patch_px: int = identity(16, "side of a patch, pixels", ge=2)
+    width: int | None = identity(None, "embedding width; null: as named by timm", ge=8)
+    depth: int | None = identity(None, "layers; null: as named by timm", ge=1)
+    heads: int | None = identity(None, "attention heads; null: as named by timm", ge=1)
+    mlp_ratio: float = identity(4.0, "hidden width of the MLP over width", gt=0)
+    stem: Stem = identity(Stem.patch, "patch: one linear patch embedding; conv: two strided convolutions before it [ours]")
+
+
+class Text(Section):
+    vocab: str = identity("bert-base-uncased", "`train`: WordPiece trained on the captions; else a vocab file or a hub name")
+    vocab_size: int = identity(30522, "size of a trained vocabulary", ge=64)
+    max_words: int = identity(30, "captions are cut to this many words", ge=1)
+    max_tokens: int = identity(25, "and to this many tokens, [CLS] included; cut captions are counted", ge=4)
+    pad_multiple: int = identity(5, "a micro-batch is padded to a multiple of this many tokens", ge=1)
+    weights: str | None = identity("bert-base-uncased", "BERT weights to start from (path or hub name); null: random")
+    fold_type0: bool = identity(True, "fold BERT's token-type vector 0 into the positions at import [ours]")
+    width: int = identity(768, "width", ge=8)
+    depth: int = identity(12, "layers", ge=1)
+    heads: int = identity(12, "attention heads", ge=1)
+    ffn: int = identity(3072, "hidden width of the FFN", ge=8)
+    max_positions: int = identity(512, "rows of the position table; image queries use them too", ge=8)
+    dropout: float = identity(0.1, "dropout of hidden states and attention", ge=0, lt=1)
+
+
+class Codes(Section):
+    """The discrete image codes that MIM predicts."""
+
+    kind: CodesKind = identity(
+        CodesKind.kmeans, "kmeans: over pixels of patches; features: over a frozen run's patch features; dvae: DALL-E's encoder"
+    )
+    n: int = identity(8192, "number of codes (fixed to 8192 by dvae)", ge=2)
+    fit_images: int = identity(20_000, "training images that k-means is fitted on", ge=1)
+    iterations: int = identity(20, "iterations of k-means", ge=1)
+    source: Path | None = identity(None, "features: the run whose vision tower is used; dvae: the encoder's weight file")
+
+
+class Teacher(Section):
+    m: float = identity(0.995, "momentum of the EMA teacher", ge=0, le=1)
+    mode: TeacherMode = identity(TeacherMode.eval, "train keeps the teacher's dropout on, as the official code does")
+
+
+class Objective(Section):
+    weight: float = identity(1.0, "weight in the total loss; 0 is the same as null: no pass, no head", ge=0)
+
+
+class Distilled(Objective):
+    soft_alpha: float = identity(0.4, "share of the teacher's soft target", ge=0, le=1)
+    alpha_ramp: float = identity(1 / 30, "soft_alpha rises linearly from 0 over this fraction of the run", ge=0, le=1)
+
+
+class Itc(Distilled):
+    same_image: SameImage = identity(SameImage.negative, "captions of one image: negatives, or positives of each other")
+
+
+class Itm(Objective):
+    negatives: Negatives = identity(Negatives.sample, "sample by similarity, take the hardest, or uniformly at random")
+    eps: float = identity(1e-4, "added to the sampling probabilities after the softmax [ours]", ge=0)
+    eps_end: float | None = identity(None, "eps moves geometrically to this value over the run [ours]; null: constant", gt=0)
+    exclude_same_image: bool = identity(True, "never take a caption of the same image as a negative")
+
+
+class Mlm(Distilled):
+    p: float = identity(0.15, "probability that a token is chosen; of these 80 % [MASK], 10 % random, 10 % kept", gt=0, lt=1)
+    soft_dim: SoftDim = identity(SoftDim.vocab, "axis of the soft targets' log-softmax; sequence is the official slip")
+
+
+class Mim(Distilled):
+    mask_ratio: float = identity(75 / 256, "share of the patches that is masked at most", gt=0, lt=1)
+    batch_fraction: float = identity(1.0, "share of a micro-batch that gets a masked image pass [ours]", gt=0, le=1)
+    crop: MimCrop = identity(MimCrop.aligned, "codes of the same crop, or (official) of an independent second crop")
+    teacher_text: MimTeacherText = identity(MimTeacherText.student, "whose text embeddings the teacher's pass reads")
+
+
+class Psl(Distilled):
+    attention: Side = identity(Side.teacher, "whose text weights give the keyword attention")
+    image_source: Side = identity(Side.student, "whose image tokens that pass reads (official: the student's)")
+    heads_top_k: int = identity(4, "positions each head votes for", ge=1)
+    max_keywords: int = identity(5, "keywords per caption", ge=1)
+    min_attention: float = identity(0.0, "a vote counts only from this attention probability on", ge=0, lt=1)
+    exclude_special: bool = identity(True, "special tokens and padding can never be keywords")
+    zero_vote_fill: bool = identity(False, "fill up to max_keywords with positions nobody voted for (official)")
+    stop_words: str | None = identity("en", "en, a file with one word a line, or null [ours]")
+    unit: KeywordUnit = identity(KeywordUnit.word, "vote for word pieces (official) or whole words [ours]")
+    start_step: int = identity(0, "no PSL before this step: its teacher is untrained", ge=0)
+    select: KeywordSelect = identity(KeywordSelect.attention, "attention, or a control that needs no teacher pass")
+    recommend: Annotated[Recommend, BeforeValidator(_yaml_off)] = identity(Recommend.soft, "the teacher's recommendations: probabilities, 0/1, or none")
+    recommend_threshold: float = identity(0.0, "recommendations below this probability become 0", ge=0, lt=1)
+    recommend_top_k: int | None = identity(None, "only this many recommendations per image; null: all", ge=1)
+    vocab: Path | None = identity(None, "file of words the loss is restricted to; null: the whole vocabulary")
+    bias_log_prior: bool = identity(False, "start the concept head's bias at log(expected keywords / vocabulary) [ours]")
+
+
+class Objectives(Section):
+    itc: Itc | None = identity(None, "image-text contrast (global)")
+    itm: Itm | None = identity(None, "image-text matching (global)")
+    mlm: Mlm | None = identity(None, "masked language modelling over the image (XMM, text side)")
+    mim: Mim | None = identity(None, "masked image modelling over the text (XMM, image side)")
+    psl: Psl | None = identity(None, "pseudo-supervised keyword learning (conceptual)")
+
+    def active(self) -> dict[str, Objective]:
+        """The objectives that are switched on, by name, in the order of the losses everywhere."""
+        found = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: o for name, o in found.items() if o is not None and o.weight > 0}
+
+
+class Phase(Section):
+    until: float = identity(..., "end of the phase, as a fraction of the run", gt=0, le=1)
+    objectives: list[ObjectiveName] = identity(..., "objectives that are on in it", min_length=1)
+
+
+class Schedule(Section):
+    kind: ScheduleKind = identity(ScheduleKind.joint, "all every step, one drawn per step, or phases")
+    phases: list[Phase] = identity([], "phases only: in order, the last until 1.0")
+    mix: dict[ObjectiveName, float] = identity({}, "sampled only: relative frequency per objective; others count 1")
+
+
+class Batch(Section):
+    micro: int = identity(64, "pairs that see each other in ITC and ITM: the unit of meaning", ge=1)
+    global_: int = identity(512, "pairs per optimiser step, a multiple of micro", alias="global", ge=1)
+
+
+class Optim(Section):
+    lr: float = identity(1e-4, "peak learning rate", gt=0)
+    min_lr: float = identity(1e-5, "learning rate at the end of the cosine and the start of the warm-up", ge=0)
+    warmup_steps: int = identity(2000, "linear warm-up", ge=0)
+    epochs: float = identity(30, "passes over the training set; max_steps wins", gt=0)
+    max_steps: int | None = identity(None, "steps of the run; null: from epochs", ge=1)
+    betas: tuple[float, float] = identity((0.9, 0.999), "AdamW betas")
+    eps: float = identity(1e-8, "AdamW eps", gt=0)
+    weight_decay: float = identity(0.02, "AdamW weight decay", ge=0)
+    no_decay: NoDecay = identity(NoDecay.standard, "standard also exempts embeddings, class and mask tokens, temperature")
+    clip: float | None = identity(1.0, "largest gradient norm; null: no clipping (official)", gt=0)
+    temperature_lr_factor: float = identity(1.0, "the temperature's learning rate over lr [ours]", ge=0)
+    concept_lr_factor: float = identity(1.0, "the concept head's learning rate over lr [ours]", ge=0)
+
+
+class RayCluster(Section):
+    address: str | None = operational(None, "cluster to join; null: RAY_ADDRESS if set, else a Ray of its own")
+    workers: int = operational(1, "data-parallel workers; divides batch.global / batch.micro", ge=1)
+    cpus_per_worker: float = operational(1.0, "Ray CPUs of a worker, and its torch threads", gt=0)
+    device: Device = operational(Device.auto, "gpu refuses to run where none is; auto takes one per worker where there are")
+
+
+class Checkpoint(Section):
+    every_steps: int = operational(1000, "steps between checkpoints", ge=1)
+    keep: int = operational(3, "checkpoints kept, the best one among them", ge=1)
+
+
+class Eval(Section):
+    every_steps: int = operational(1000, "steps between validations", ge=1)
+    batches: int = operational(8, "fixed validation micro-batches", ge=1)
+    best: str = operational("retrieval_r10", "validation metric (higher is better) that picks the best checkpoint")
+    pairs: int = operational(1000, "images at most in validation retrieval and in the final evaluation", ge=2)
+    rerank_top_k: int = operational(32, "candidates that ITM re-ranks per query", ge=1)
+
+
+class Log(Section):
+    every_steps: int = operational(10, "steps between log lines (the only points where the step waits for the device)", ge=1)
+
+
+class Report(Section):
+    images: bool = operational(True, "embed pictures of the data into report.html")
+
+
+class Run(Section):
+    """One pretraining run."""
+
+    method: Method = identity(Method.simla, "what is trained")
+    size: Size = identity(Size.tiny, "how large, and the recipe that goes with it")
+    variant: Variant = identity(Variant.default, "official: every quirk of the official code")
+    name: str | None = operational(None, "folder under storage; null: a fresh numbered one", pattern=r"^[A-Za-z0-9][\w.\-]*$")
+    storage: Path = operational(Path("runs"), "folder that holds runs; shared between nodes on a cluster")
+    init_from: str | None = identity(None, "run whose best weights this one starts from")
+    seed: int = identity(0, "seed of weights, order, augmentation, masks, dropout and negatives", ge=0)
+    precision: Precision = identity(Precision.auto, "auto: bf16 on GPUs that have it, else fp32")
+    joint_width: int = identity(256, "width of the joint embedding space", ge=2)
+    queue: int = identity(65536, "queued keys per modality; 0: none", ge=0)
+    teacher: Teacher | None = identity(Teacher(), "EMA teacher; null: none")
+    world: World = identity(World())
+    data: Data = identity(Data())
+    vision: Vision = identity(Vision())
+    text: Text = identity(Text())
+    codes: Codes = identity(Codes())
+    objectives: Objectives = identity(Objectives())
+    schedule: Schedule = identity(Schedule())
+    batch: Batch = identity(Batch.model_validate({}))
+    optim: Optim = identity(Optim())
+    ray: RayCluster = operational(RayCluster())
+    checkpoint: Checkpoint = operational(Checkpoint())
+    eval: Eval = operational(Eval())
+    log: Log = operational(Log())
+    report: Report = operational(Report())
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches per optimiser step."""
+        return self.batch.global_ // self.batch.micro
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.vision.image_px // self.vision.patch_px
+
+    @property
+    def label(self) -> str:
+        """Name of what is trained, with everything that is not the method as published."""
+        parts = [str(self.method)]
+        if self.variant is not Variant.default:
+            parts.append(str(self.variant))
+        parts.append(str(self.size))
+        if "mim" in self.objectives.active():
+            parts.append(f"{self.codes.kind}{self.codes.n}")
+        return "-".join(parts)
+
+    @model_validator(mode="after")
+    def _rules(self) -> Run:
+        problems = list(_cross_field_problems(self))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _cross_field_problems(run: Run):
+    """Yield one line per combination that cannot work: the key to change, the value found, what is allowed."""
+    on = run.objectives.active()
+    micro, total = run.batch.micro, run.batch.global_
+    if not on:
+        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
+    if total % micro:
+        yield f"batch.global: {total} is not a multiple of batch.micro={micro}"
+    elif run.micro_batches % run.ray.workers:
+        yield (
+            f"ray.workers: {run.ray.workers} does not divide the {run.micro_batches} micro-batches of a step "
+            f"(batch.global={total} / batch.micro={micro})"
+        )
+    worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}
+    if worlds["train"] != worlds["val"]:
+        yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
+    if micro == 1 and ("itm" in on or "itc" in on and run.queue == 0):
+        yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
+    if run.queue % total:
+        yield f"queue: {run.queue} is not a multiple of batch.global={total}"
+    if run.queue and run.teacher is None:
+        yield f"queue: {run.queue} keys need a teacher to make them; set teacher.m, or queue=0"
+    if run.vision.image_px % run.vision.patch_px:
+        yield f"vision.image_px: {run.vision.image_px} is not a multiple of vision.patch_px={run.vision.patch_px}"
+    if run.vision.stem is Stem.conv and run.vision.patch_px % 4:
+        yield f"vision.patch_px: {run.vision.patch_px} must be a multiple of 4 with vision.stem=conv"
+    if run.text.width % run.text.heads:
+        yield f"text.width: {run.text.width} is not a multiple of text.heads={run.text.heads}"
+    if run.text.max_tokens > run.text.max_positions:
+        yield f"text.max_tokens: {run.text.max_tokens} is more than text.max_positions={run.text.max_positions}"
+    if run.teacher is None:
+        for name, objective in on.items():
+            if isinstance(objective, Distilled) and objective.soft_alpha > 0:
+                yield f"objectives.{name}.soft_alpha: {objective.soft_alpha} needs a teacher; set teacher.m, or soft_alpha=0"
+    if "mim" in on:
+        if run.grid**2 + 1 > run.text.max_positions:
+            yield (
+                f"text.max_positions: {run.text.max_positions} is less than the {run.grid**2 + 1} image tokens "
+                "that mim sends through the text stack"
+            )
+        if run.codes.kind is CodesKind.dvae and run.codes.n != 8192:
+            yield f"codes.n: {run.codes.n}, but the dVAE has 8192 codes"
+        if run.codes.kind is not CodesKind.kmeans and run.codes.source is None:
+            yield f"codes.source: missing; codes.kind={run.codes.kind} needs the file or run to read from"
+        teacher_text = on["mim"].teacher_text  # type: ignore[attr-defined]
+        if teacher_text is MimTeacherText.student_redraw and run.text.dropout and run.teacher is None:
+            yield "objectives.mim.teacher_text: student_redraw needs a teacher"
+    if "psl" in on:
+        psl = run.objectives.psl
+        assert psl is not None
+        if psl.recommend is Recommend.hard and not psl.recommend_threshold and psl.recommend_top_k is None:
+            yield "objectives.psl.recommend: hard needs recommend_threshold > 0 or recommend_top_k"
+        if run.teacher is None and psl.select is KeywordSelect.attention and psl.attention is Side.teacher:
+            yield "objectives.psl.attention: teacher, but teacher is null; use student"
+        if run.teacher is None and psl.image_source is Side.teacher:
+            yield "objectives.psl.image_source: teacher, but teacher is null; use student"
+    phases = run.schedule.phases
+    if (run.schedule.kind is ScheduleKind.phases) != bool(phases):
+        yield "schedule.phases: must be given with schedule.kind=phases, and only then"
+    if phases:
+        ends = [p.until for p in phases]
+        if ends != sorted(set(ends)) or ends[-1] != 1.0:
+            yield f"schedule.phases: until must rise to 1.0, found {ends}"
+        for i, phase in enumerate(phases):
+            if not set(phase.objectives) & set(on):
+                yield f"schedule.phases.{i}.objectives: {phase.objectives} names no objective that is on ({', '.join(on)})"
+    if run.schedule.mix and run.schedule.kind is not ScheduleKind.sampled:
+        yield "schedule.mix: only read with schedule.kind=sampled"
+    if run.eval.best not in VALIDATION_METRICS:
+        yield f"eval.best: {run.eval.best} is not one of {', '.join(VALIDATION_METRICS)}"
+    elif VALIDATION_METRICS[run.eval.best] is not None and VALIDATION_METRICS[run.eval.best] not in on:
+        yield f"eval.best: {run.eval.best} needs objectives.{VALIDATION_METRICS[run.eval.best]}"
+
+
+#: Metric that may pick the best checkpoint -> objective that gives it.
+VALIDATION_METRICS = {
+    "retrieval_r10": "itc",
+    "match_accuracy": "itm",
+    "mlm_accuracy": "mlm",
+    "mim_accuracy": "mim",
+    "last": None,
+}

@@ -1,0 +1,55 @@
+"""Dense ordinals: every row of a data set has a number 0..N-1, from counts alone (Parquet footers, JSON lengths)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from simla_ray.data.sources import Unit, list_files, units_of
+from simla_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Index:
+    """The units of a data set in a fixed order; ordinal = rows before the unit + place in the unit."""
+
+    units: tuple[Unit, ...]
+    roots: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(u) for u in self.units)
+
+    def locate(self, ordinals: np.ndarray) -> list[tuple[Unit, np.ndarray, np.ndarray]]:
+        """Group ordinals by unit: (unit, places in the unit, positions in ``ordinals``), each unit once."""
+        ends = np.cumsum([len(u) for u in self.units])
+        unit_of = np.searchsorted(ends, ordinals, side="right")
+        groups = []
+        for u in np.unique(unit_of):
+            where = np.flatnonzero(unit_of == u)
+            groups.append((self.units[u], ordinals[where] - (ends[u] - len(self.units[u])), where))
+        return groups
+
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed, renamed, resized or regrouped, or the split filter keeps other rows."""
+        digest = hashlib.sha256()
+        for unit in self.units:
+            size = Path(unit.path).stat().st_size
+            digest.update(repr((Path(unit.path).name, size, unit.number, unit.n, unit.rows)).encode())
+        return digest.hexdigest()[:16]
+
+
+def build_index(uris: Sequence[str], split: str | None, roots: Sequence[Path], key: str) -> Index:
+    """Index the files behind ``uris``.
+
+    Raises:
+        UserError: missing files, missing columns, or no row at all; names the key.
+    """
+    units = [u for file in list_files(uris, key) for u in units_of(file, split, f"{key}_split")]
+    if not units:
+        kept = f" with split {split}" if split is not None else ""
+        raise UserError(f"{key}: {', '.join(uris)} holds no row{kept}")
+    return Index(tuple(units), tuple(str(r) for r in roots))

@@ -1,0 +1,74 @@
+"""A worker's stream of samples -> its micro-batches, full ones only, with the place each leaves its lane at."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simla_ray.config.schema import Run
+from simla_ray.data.collate import collate
+from simla_ray.data.order import Position
+from simla_ray.types import Batch
+
+
+@dataclass(frozen=True)
+class Dropped:
+    uid: str
+    reason: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A micro-batch, the lane it belongs to and the lane's position after it.
+
+    ``dropped`` are the rows that were packed over on the way; ``truncated`` counts captions that were cut.
+    """
+
+    batch: Batch
+    lane: int
+    position: Position
+    dropped: list[Dropped] = field(default_factory=list)
+    truncated: int = 0
+
+
+def pack(blocks: Iterable[dict[str, np.ndarray]], lanes: Sequence[int], run: Run) -> Iterator[Packed]:
+    """Yield micro-batches of the lanes in turn, lane after lane, step after step.
+
+    Args:
+        blocks: column -> stacked values, as ``training_stream`` gives them; lanes may come interleaved in any way, rows of a
+            lane come in its order.
+    """
+    micro = run.batch.micro
+    waiting: dict[int, deque] = {lane: deque() for lane in lanes}
+    good = dict.fromkeys(lanes, 0)
+    turn = 0
+    for block in blocks:
+        meta = [block[c].tolist() for c in ("lane", "epoch", "offset", "uid", "drop")]
+        arrays = {n: v for n, v in block.items() if n not in ("lane", "epoch", "offset", "uid", "drop")}
+        for i, (lane, epoch, offset, uid, drop) in enumerate(zip(*meta, strict=True)):
+            waiting[lane].append((epoch, offset, uid, drop, arrays, i))
+            good[lane] += not drop
+        while good[lanes[turn]] >= micro:
+            lane = lanes[turn]
+            yield _take(waiting[lane], lane, micro, run)
+            good[lane] -= micro
+            turn = (turn + 1) % len(lanes)
+
+
+def _take(waiting: deque, lane: int, micro: int, run: Run) -> Packed:
+    samples, uids, epochs, dropped = [], [], [], []
+    while len(samples) < micro:
+        epoch, offset, uid, drop, arrays, i = waiting.popleft()
+        if drop:
+            dropped.append(Dropped(uid, drop, epoch))
+            continue
+        samples.append({name: values[i] for name, values in arrays.items()})
+        uids.append(uid)
+        epochs.append(epoch)
+    batch = collate(samples, run, uids, epochs)
+    truncated = sum(bool(s["truncated"]) for s in samples)
+    return Packed(batch, lane, Position(epoch, offset + 1), dropped, truncated)

@@ -1,0 +1,123 @@
+"""One row -> the arrays of one training sample: decode, augment, tokenise, mask. Nothing else touches pictures or captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simla_ray.config.schema import Augment, CodesKind, Flip, MimCrop, Run
+from simla_ray.data.augment import evaluation_view, to_array, training_view
+from simla_ray.data.decode import DropRow, decode
+from simla_ray.data.draws import rng_for, stable_hash
+from simla_ray.data.masking import mask_patches, mask_words
+from simla_ray.data.text import Vocabulary, clean, keyword_candidates, keyword_prior, load_stop_words, names_a_side
+
+Sample = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Picture:
+    image: np.ndarray  # (3, px, px) uint8
+    code_image: np.ndarray | None  # (3, code_px, code_px) uint8, where the codes are read from another picture
+
+
+class SampleMaker:
+    """Makes samples of a run; one per process.
+
+    Args:
+        training: False gives the fixed samples of validation: no augmentation, first caption, masks of epoch 0.
+    """
+
+    def __init__(self, run: Run, vocabulary: Vocabulary, *, training: bool):
+        self.run, self.vocabulary, self.training = run, vocabulary, training
+        self.on = run.objectives.active()
+        psl = run.objectives.psl
+        self.stop_words = load_stop_words(psl.stop_words) if psl is not None and "psl" in self.on else frozenset()
+        self.code_px = code_image_px(run)
+
+    def __call__(self, row: Mapping[str, Any], epoch: int) -> Sample:
+        """The arrays of a row (shapes without the batch axis; text padded to ``text.max_tokens``).
+
+        Raises:
+            DropRow: image_missing, image_unreadable, image_too_large, caption_empty, or the reader's reason.
+        """
+        rng = rng_for(self.run.seed, epoch, row["uid"])
+        caption = self._caption(row["captions"], rng)
+        picture = self._picture(row["image"], caption, rng)
+        sample = {"image": picture.image, "image_id": np.int64(stable_hash(row["image_id"]))}
+        if picture.code_image is not None:
+            sample["code_image"] = picture.code_image
+        sample |= self._text(caption, rng)
+        mim = self.run.objectives.mim
+        if mim is not None and "mim" in self.on:
+            grid = self.run.grid
+            sample["patch_mask"] = mask_patches(grid, int(mim.mask_ratio * grid**2), rng)
+        return sample
+
+    def _caption(self, captions: Sequence[str], rng: np.random.Generator) -> str:
+        """One cleaned caption: drawn in training, the first in validation; an empty one gives way to the next."""
+        order = rng.permutation(len(captions)) if self.training else range(len(captions))
+        for i in order:
+            if captions[i] and (caption := clean(str(captions[i]), self.run.text.max_words)):
+                return caption
+        raise DropRow("caption_empty")
+
+    def _picture(self, image: Any, caption: str, rng: np.random.Generator) -> Picture:
+        data, px = self.run.data, self.run.vision.image_px
+        decoded = decode(image, data.max_pixels)
+        if not self.training:
+            plain = to_array(evaluation_view(decoded, self.code_px)) if self.code_px else None
+            return Picture(to_array(evaluation_view(decoded, px)), plain)
+        may_flip = data.hflip is Flip.always or (data.hflip is Flip.caption_safe and not names_a_side(caption))
+        view = training_view(decoded, px, data, may_flip, rng)
+        if not self.code_px:
+            return Picture(to_array(view.image), None)
+        mim = self.run.objectives.mim
+        if mim is not None and mim.crop is MimCrop.independent:
+            plain = training_view(decoded, self.code_px, data, may_flip, rng).image
+        else:
+            plain = view.plain if self.code_px == px else evaluation_view(view.plain, self.code_px)
+        return Picture(to_array(view.image), to_array(plain))
+
+    def _text(self, caption: str, rng: np.random.Generator) -> Sample:
+        text, vocabulary = self.run.text, self.vocabulary
+        encoded = vocabulary.encode(caption, text.max_tokens)
+        n, length = len(encoded.ids), text.max_tokens
+        out: Sample = {
+            "n_tokens": np.int64(n),
+            "token_ids": _pad(encoded.ids, length, vocabulary.pad_id),
+            "truncated": np.bool_(encoded.truncated),
+            "word_start": _pad(encoded.word_start, length, 0),
+        }
+        mlm, psl = self.run.objectives.mlm, self.run.objectives.psl
+        if mlm is not None and "mlm" in self.on:
+            maskable = encoded.ids != vocabulary.cls_id
+            masked = mask_words(encoded.ids, maskable, mlm.p, vocabulary.mask_id, len(vocabulary), rng)
+            out["masked_ids"] = _pad(masked.ids, length, vocabulary.pad_id)
+            out["mlm_chosen"] = _pad(masked.chosen, length, False)
+        if psl is not None and "psl" in self.on:
+            ok = keyword_candidates(encoded, psl, self.stop_words, vocabulary.special_ids)
+            out["keyword_ok"] = _pad(ok, length, not psl.exclude_special)
+            out["keyword_prior"] = _pad(keyword_prior(encoded, psl, vocabulary.frequency, rng), length, 0.0)
+        return out
+
+
+def code_image_px(run: Run) -> int:
+    """Side of the picture the visual codes are read from; 0 where it is the tower's own picture, or there are no codes."""
+    mim = run.objectives.mim
+    if mim is None or "mim" not in run.objectives.active():
+        return 0
+    if run.codes.kind is CodesKind.dvae:
+        return 8 * run.grid
+    if run.data.augment is Augment.full or mim.crop is MimCrop.independent:
+        return run.vision.image_px
+    return 0
+
+
+def _pad(values: np.ndarray, length: int, fill: Any) -> np.ndarray:
+    out = np.full(length, fill, dtype=values.dtype)
+    out[: len(values)] = values
+    return out

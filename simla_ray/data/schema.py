@@ -1,0 +1,60 @@
+"""The row: what a data set must and may have, and the other names that are understood.
+
+| column | type | |
+|---|---|---|
+| uid | str | who the row is; absent: file name and row number |
+| image | bytes | encoded (JPEG, PNG, ...) |
+| captions | list of str, or one str | one is drawn per epoch |
+| image_id | str | equal for rows that show one image; absent: the uid |
+| keywords | list of str | what the image shows; never trained on, only measured |
+| phrases | list of {text, boxes} | grounding truth |
+| boxes, box_labels | list of [x1, y1, x2, y2] in 0..1, list of str | all objects of the image |
+| split, source, license | str | |
+
+A column that is absent is absent, not empty. ``scene`` and ``claims`` are the built-in world's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from simla_ray.errors import UserError
+
+#: Our name -> other names understood.
+ALIASES = {"uid": ("id",), "captions": ("caption", "text"), "phrases": (), "image": ()}
+OPTIONAL = ("image_id", "keywords", "phrases", "boxes", "box_labels", "split", "source", "license", "scene", "claims")
+#: What training reads; evaluation reads every column there is.
+TRAINING = ("uid", "image", "captions", "image_id")
+
+
+def resolve_columns(present: Iterable[str], where: str) -> dict[str, str]:
+    """Our name -> name in the file, for every column of the row that is there.
+
+    Raises:
+        UserError: no image or no captions column; names what is there.
+    """
+    present = list(present)
+    found = {}
+    for name in ("uid", "image", "captions", *OPTIONAL):
+        for candidate in (name, *ALIASES.get(name, ())):
+            if candidate in present:
+                found[name] = candidate
+                break
+    for name in ("image", "captions"):
+        if name not in found:
+            allowed = " or ".join((name, *ALIASES[name]))
+            raise UserError(f"{where}: no column {allowed}; found {', '.join(sorted(present))}")
+    return found
+
+
+def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
+    """A row under our names: captions a list, phrases with text, uid and image_id always there."""
+    row = dict(row)
+    row["uid"] = str(row.get("uid") or uid)
+    row["image_id"] = str(row.get("image_id") or row["uid"])
+    captions = row.get("captions")
+    row["captions"] = [captions] if isinstance(captions, str) else list(captions or [])
+    if row.get("phrases"):
+        row["phrases"] = [{"text": p.get("text") or p.get("phrase"), "boxes": p["boxes"]} for p in row["phrases"]]
+    return row

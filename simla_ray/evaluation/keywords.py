@@ -1,0 +1,194 @@
+"""Does PSL's concept head name what an image shows and its caption does not say?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from simla_ray.config.schema import KeywordSelect, Psl, Side
+from simla_ray.data.collate import collate
+from simla_ray.data.text import Vocabulary, clean, load_stop_words
+from simla_ray.evaluation.eval_set import IMAGES, EvalSet, Item
+from simla_ray.evaluation.examples import number, pick
+from simla_ray.evaluation.work import chunks_of
+from simla_ray.models.precision import autocast
+from simla_ray.models.stack import Attentions, Memory
+from simla_ray.objectives.keywords import select_keywords
+from simla_ray.types import EvalResult
+
+
+def average_precision(hits: np.ndarray) -> float:
+    """Mean of the precisions at each right word; hits (n,) bool in ranked order, at least one True."""
+    places = np.flatnonzero(hits) + 1
+    return float((np.arange(1, len(places) + 1) / places).mean())
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The words that are ranked, in alphabetical order, and their pieces."""
+
+    words: list[str]
+    frequency: np.ndarray  # (n,) share of the training captions
+    piece_ids: torch.Tensor  # all words' pieces, one after another
+    offsets: torch.Tensor  # (n,) where each word's begin
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, stop_words: frozenset[str]) -> Candidates:
+        """Every word of the training captions that is no stop word and that the word pieces can spell."""
+        pieces = {word: vocabulary.word_ids(word) for word in sorted(vocabulary.frequency) if word not in stop_words}
+        pieces = {word: ids for word, ids in pieces.items() if ids and vocabulary.unk_id not in ids}
+        lengths = [len(ids) for ids in pieces.values()]
+        return cls(
+            list(pieces),
+            np.array([vocabulary.frequency[word] for word in pieces]),
+            torch.tensor([i for ids in pieces.values() for i in ids]),
+            torch.tensor(np.cumsum([0, *lengths])[:-1]),
+        )
+
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits (B, V) of pieces -> (B, n): the mean over a word's pieces."""
+        table = logits.float().T.contiguous()
+        return F.embedding_bag(self.piece_ids.to(table.device), table, self.offsets.to(table.device), mode="mean").T
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image whose first caption leaves words unsaid (``truth``); ``visible`` are all it shows, where known."""
+
+    item: int
+    said: frozenset[str]
+    truth: frozenset[str]
+    visible: frozenset[str] | None
+
+
+def truth_of(item: Item, stop_words: frozenset[str]) -> tuple[frozenset[str], frozenset[str] | None]:
+    """(words the image shows and the first caption does not say; all it shows, None where only captions tell).
+
+    From ``keywords``; without them, from the content words that the other captions use.
+    """
+    said = frozenset(item.captions[0].split())
+    if item.keywords is not None:
+        visible = frozenset(word for keyword in item.keywords for word in clean(keyword, 100).split())
+        return visible - said - stop_words, visible
+    others = frozenset(word for caption in item.captions[1:] for word in caption.split())
+    return others - said - stop_words, None
+
+
+def measure(data: EvalSet) -> EvalResult | None:
+    """Ranking of all words that the shown caption does not say, by the concept head; teacher's where there is one.
+
+    Metrics, means over images with something left unsaid: ``ap``; ``baseline_ap``, the same words by frequency in the
+    training captions; ``precision`` and ``recall`` of the ``psl.max_keywords`` highest; ``n`` images.
+    ``selected_precision``, where rows have ``keywords``: share of the keywords that attention selects from the caption
+    which the image shows. Words that no training caption used cannot be ranked and are no truth. Equal scores are
+    ranked alphabetically. None without PSL or truth.
+    """
+    psl = data.run.objectives.psl
+    if psl is None or "psl" not in data.active:
+        return None
+    # Stop words are never truth, also in a run that takes them as keywords: numbers of two runs stay comparable.
+    stop_words = load_stop_words(psl.stop_words or "en")
+    candidates = Candidates.of(data.scorer.vocabulary, stop_words)
+    known = set(candidates.words)
+    cases = []
+    for i, item in enumerate(data.items):
+        truth, visible = truth_of(item, stop_words)
+        if truth & known:
+            cases.append(Case(i, frozenset(item.captions[0].split()), truth & known, visible))
+    if not cases:
+        return None
+    parts = data.work.map(lambda c: _judge(data, psl, candidates, [cases[i] for i in c]), chunks_of(len(cases), IMAGES))
+    judged = [one for part in parts for one in part]
+    names = ("ap", "baseline_ap", "precision", "recall")
+    metrics: dict[str, Any] = {name: float(np.mean([one[name] for one in judged])) for name in names}
+    metrics["n"] = len(cases)
+    selected = [
+        word in case.visible
+        for case, one in zip(cases, judged, strict=True)
+        if case.visible is not None
+        for word in one["selected"]
+    ]
+    if selected:
+        metrics["selected_precision"] = float(np.mean(selected))
+    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged))
+
+
+def _judge(data: EvalSet, psl: Psl, candidates: Candidates, cases: list[Case]) -> list[dict[str, Any]]:
+    """ap, baseline_ap, precision, recall, recommended words and selected words of each case."""
+    scorer = data.scorer
+    items = [data.items[case.item] for case in cases]
+    images = np.stack([item.image for item in items])
+    tokens, vectors = scorer.encode_images(images, towers=scorer.teacher)
+    with torch.no_grad(), autocast(scorer.run, scorer.device):
+        logits = scorer.teacher.concept_head(vectors)
+    scores = np.nan_to_num(candidates.scores(logits).cpu().numpy())
+    if psl.image_source is Side.student:
+        tokens, _ = scorer.encode_images(images)
+    selected = selected_words(data, psl, items, tokens)
+    words = np.array(candidates.words)
+    judged = []
+    for case, row, chosen in zip(cases, scores, selected, strict=True):
+        open_words = np.array([word not in case.said for word in candidates.words])
+        right = np.array([word in case.truth for word in candidates.words])[open_words]
+        order = np.argsort(-row[open_words], kind="stable")
+        by_frequency = np.argsort(-candidates.frequency[open_words], kind="stable")
+        top = order[: psl.max_keywords]
+        judged.append(
+            {
+                "ap": average_precision(right[order]),
+                "baseline_ap": average_precision(right[by_frequency]),
+                "precision": float(right[top].mean()),
+                "recall": float(right[top].sum() / right.sum()),
+                "recommended": words[open_words][top].tolist(),
+                "selected": chosen,
+            }
+        )
+    return judged
+
+
+@torch.no_grad()
+def selected_words(data: EvalSet, psl: Psl, items: list[Item], image_tokens: torch.Tensor) -> list[list[str]]:
+    """The words that training would take as keywords from each first caption; a chosen piece stands for its word."""
+    scorer = data.scorer
+    batch = collate([item.sample for item in items], scorer.run).to(scorer.device)
+    attention = None
+    if psl.select is KeywordSelect.attention:
+        towers = scorer.teacher if psl.attention is Side.teacher else scorer.model.student
+        keep = Attentions(want_cls=True)
+        with autocast(scorer.run, scorer.device):
+            towers.text.encode(batch.token_ids, batch.token_mask, Memory(image_tokens), keep)
+        attention = keep.cls
+    chosen = select_keywords(attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, psl).cpu().numpy()
+    chosen[:, 0] = False  # [CLS] is never a keyword
+    found = []
+    for item, row in zip(items, chosen, strict=True):
+        words = scorer.vocabulary.encode(item.captions[0], scorer.run.text.max_tokens).words
+        # Padding can be chosen with the official variant.
+        named = [words[p] if p < len(words) else "[PAD]" for p in np.flatnonzero(row)]
+        found.append(list(dict.fromkeys(named)))
+    return found
+
+
+def _examples(
+    data: EvalSet, stop_words: frozenset[str], cases: list[Case], judged: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Half of them with an average precision above the mean."""
+    ap = np.array([one["ap"] for one in judged])
+    examples = []
+    for k in pick(ap >= ap.mean()):
+        item, one = data.items[cases[k].item], judged[k]
+        example = {
+            "uid": item.uid,
+            "caption": item.captions[0],
+            "said": [word for word in dict.fromkeys(item.captions[0].split()) if word not in stop_words],
+            "selected": one["selected"],
+            "recommended": one["recommended"],
+            "true": sorted(cases[k].truth),
+            "ap": number(one["ap"]),
+        }
+        examples.append(example | data.picture(cases[k].item))
+    return examples

@@ -1,0 +1,100 @@
+"""How well ITM's logit tells a caption's own image from others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from simla_ray.evaluation.eval_set import IMAGES, EvalSet
+from simla_ray.evaluation.examples import number, pick
+from simla_ray.evaluation.work import chunks_of
+from simla_ray.types import EvalResult
+
+
+def auc(right: np.ndarray, wrong: np.ndarray) -> float:
+    """Share of all (right, wrong) pairs in which the right one scores higher, ties counted half; exact, n log n.
+
+    Args:
+        right: (n,) scores; wrong: (m,) scores. Neither empty, no NaN.
+    """
+    below = np.searchsorted(np.sort(wrong), right, side="left")
+    not_above = np.searchsorted(np.sort(wrong), right, side="right")
+    return float((below + not_above).mean() / 2 / len(wrong))
+
+
+def measure(data: EvalSet) -> EvalResult | None:
+    """Area under the ROC curve, over the first caption of each image.
+
+    Metrics: ``auc_random``, against one random wrong image per caption; ``auc_hard``, with ITC, against the most
+    similar wrong image of each caption and the most similar wrong caption of each image; ``n`` true pairs. A pair that
+    is known to be true as well is no wrong one: equal captions, and in the built-in world captions that the image
+    satisfies. None without ITM, or with one image.
+    """
+    if "itm" not in data.active or len(data) < 2:
+        return None
+    n, everyone = len(data), np.arange(len(data))
+    text = data.text_of_caption[data.first_caption]
+    random_image = data.derangement()
+    found = None
+    hard_image = hard_text = np.zeros(0, np.int64)
+    if "itc" in data.active:
+        hard_image, hard_text, found = _hardest(data, text)
+    image = np.concatenate([everyone, random_image, *([hard_image, everyone] if found is not None else [])])
+    paired = np.concatenate([text, text, *([text, text[hard_text]] if found is not None else [])])
+    logits = data.match_logits(image, paired)
+    right, random_logits = logits[:n], logits[n : 2 * n]
+    random_wrong = ~_known_true(data, text, random_image, everyone)
+    metrics: dict[str, Any] = {"n": n}
+    if random_wrong.any():
+        metrics["auc_random"] = auc(right, random_logits[random_wrong])
+    shown_image, shown_logits = random_image, random_logits
+    if found is not None and found.any():
+        metrics["auc_hard"] = auc(right, logits[2 * n :][found])
+        shown_image, shown_logits = hard_image, logits[2 * n : 3 * n]
+    if len(metrics) == 1:
+        return None
+    return EvalResult("match", metrics, _examples(data, right, shown_image, shown_logits))
+
+
+def _known_true(data: EvalSet, text: np.ndarray, image: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Whether the first caption of image ``owner`` is true of ``image`` as far as the data say; broadcast."""
+    same = (image == owner) | (text[image] == text[owner])
+    return same if data.satisfied is None else same | data.satisfied[image, data.first_caption[owner]]
+
+
+def _hardest(data: EvalSet, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Most similar wrong image of each first caption (n,) and wrong first caption of each image (n,); (2n,) bool,
+    whether there is such an image, such a caption."""
+    images, captions = data.image_vectors, data.text_vectors[text]
+    everyone = np.arange(len(data))[None, :]
+
+    def search(chunk: range) -> tuple[np.ndarray, ...]:
+        rows = np.asarray(chunk)[:, None]
+        of_captions = captions[chunk] @ images.T
+        of_captions[_known_true(data, text, everyone, rows)] = -np.inf
+        of_images = images[chunk] @ captions.T
+        of_images[_known_true(data, text, rows, everyone)] = -np.inf
+        found = of_captions.max(1) > -np.inf, of_images.max(1) > -np.inf
+        return of_captions.argmax(1), of_images.argmax(1), *found
+
+    parts = data.work.map(search, chunks_of(len(data), IMAGES))
+    image, caption, image_found, caption_found = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return image, caption, np.concatenate([image_found, caption_found])
+
+
+def _examples(data: EvalSet, right: np.ndarray, wrong_image: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:
+    examples = []
+    for i in pick(right > wrong):
+        other = {"uid": data.items[wrong_image[i]].uid, "logit": number(wrong[i])} | data.picture(wrong_image[i])
+        examples.append(
+            {
+                "uid": data.items[i].uid,
+                "caption": data.items[i].captions[0],
+                "logit": number(right[i]),
+                "hit": bool(right[i] > wrong[i]),
+                "wrong": other,
+            }
+            | data.picture(i)
+        )
+    return examples

@@ -1,0 +1,102 @@
+"""A trained model as the tasks see it: pictures and texts in; tokens, vectors and match logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from simla_ray.config.schema import Run
+from simla_ray.data.sample import SampleMaker
+from simla_ray.data.text import Vocabulary, clean
+from simla_ray.models.model import Model, Towers
+from simla_ray.models.precision import autocast
+from simla_ray.models.stack import Attentions, Memory
+
+IMAGES, TEXTS, PAIRS = 64, 256, 256
+
+
+class Scorer:
+    """Runs a model in evaluation mode and in the run's precision, on the student's weights unless said.
+
+    Every method takes all its rows at once and works through them in batches. The model is put into evaluation mode
+    here; whoever trains it in between calls ``eval_mode`` before the next use.
+    """
+
+    def __init__(self, run: Run, model: Model, vocabulary: Vocabulary, device: torch.device):
+        self.run, self.model, self.vocabulary, self.device = run, model, vocabulary, device
+        self.active = set(run.objectives.active())
+        self.maker = SampleMaker(run, vocabulary, training=False)
+        self.eval_mode()
+
+    def eval_mode(self) -> None:
+        self.model.eval()
+
+    @property
+    def teacher(self) -> Towers:
+        """The teacher's float32 towers; without a teacher the student's."""
+        return self.model.teacher.master if self.model.teacher is not None else self.model.student  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: np.ndarray | Tensor, batch_size: int = IMAGES, towers: Towers | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """images (n, 3, px, px) uint8 -> tokens (n, N, D), unit vectors (n, E) float32, both on the device."""
+        towers = towers if towers is not None else self.model.student
+        tokens, vectors = [], []
+        for part in torch.as_tensor(images).split(batch_size):
+            with autocast(self.run, self.device):
+                tokens.append(towers.vision(part.to(self.device)))
+                vectors.append(towers.image_vector(tokens[-1]))
+        return torch.cat(tokens), torch.cat(vectors)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest."""
+        limits = self.run.text
+        rows = [self.vocabulary.encode(clean(t, limits.max_words), limits.max_tokens).ids for t in texts]
+        ids = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad_id)
+        mask = np.zeros(ids.shape, dtype=bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, True
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = TEXTS) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts -> ids (n, L), mask (n, L), unit vectors (n, E) float32."""
+        ids, mask = self.tokenize(texts)
+        student, vectors = self.model.student, []
+        for part, part_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
+            with autocast(self.run, self.device):
+                vectors.append(student.text_vector(student.text.encode(part, part_mask)))
+        return ids, mask, torch.cat(vectors)
+
+    def fuse(
+        self, image_tokens: Tensor, image_index: Tensor, ids: Tensor, mask: Tensor, keep: Attentions | None = None
+    ) -> Tensor:
+        """Text queries over images -> (n, L, D); ``image_index`` (n,) names the row of image_tokens (m, N, D) of each.
+
+        The one method with gradients, where the caller has switched them on.
+        """
+        with autocast(self.run, self.device):
+            return self.model.student.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
+
+    @torch.no_grad()
+    def match_logits(
+        self, image_tokens: Tensor, image_index: Tensor, ids: Tensor, mask: Tensor, batch_size: int = PAIRS
+    ) -> Tensor:
+        """(n,) float32: ITM's logit of a match less that of a mismatch, for pairs of an image and a text.
+
+        Keys and values of an image are projected once per batch: give the pairs ordered by image.
+        """
+        assert self.model.itm_head is not None
+        logits = []
+        for start in range(0, len(ids), batch_size):
+            part = slice(start, start + batch_size)
+            used, index = image_index[part].unique(return_inverse=True)
+            hidden = self.fuse(image_tokens[used], index, ids[part], mask[part])
+            with autocast(self.run, self.device):
+                two = self.model.itm_head(hidden[:, 0]).float()
+            logits.append(two[:, 1] - two[:, 0])
+        return torch.cat(logits)

@@ -1,0 +1,117 @@
+"""Weights in and out: safetensors files, BERT weights, and the parameter names of the official code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from simla_ray.errors import UserError
+
+#: Official prefix -> ours, for student (and with ``_m`` on the top-level name, teacher) towers.
+_OFFICIAL = {
+    "visual_encoder.mask_token": "vision.mask_token",
+    "visual_encoder.": "vision.vit.",
+    "text_encoder.bert.": "text.",
+    "text_encoder.cls.": "text.cls.",
+    "vision_proj.": "vision_proj.",
+    "text_proj.": "text_proj.",
+    "mim_head.": "mim_head.",
+    "concept_head.": "concept_head.",
+}
+
+
+def from_official_name(name: str) -> tuple[str, bool] | None:
+    """Our name of an official pretraining tensor, and whether its (E, Q) layout must be transposed.
+
+    None for tensors that are derived here: the tied decoder, position ids, the queue's pointer.
+    """
+    if name.endswith(("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")):
+        return None
+    if name == "queue_ptr":
+        return None
+    if name in ("image_queue", "text_queue"):
+        return f"queue.{name.removesuffix('_queue')}", True
+    if name == "temp":
+        return "temperature", False
+    if name.startswith("itm_head."):
+        return name, False
+    top, _, rest = name.partition(".")
+    owner = "student"
+    if top.endswith("_m"):
+        owner, name = "teacher.master", f"{top.removesuffix('_m')}.{rest}"
+    for official, ours in _OFFICIAL.items():
+        if name.startswith(official):
+            return f"{owner}.{ours}{name.removeprefix(official)}", False
+    raise UserError(f"{name}: no such tensor in an official SIMLA pretraining checkpoint")
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official pretraining state_dict under our names."""
+    renamed = {}
+    for name, tensor in state.items():
+        ours = from_official_name(name)
+        if ours is not None:
+            renamed[ours[0]] = tensor.T.contiguous() if ours[1] else tensor
+    return renamed
+
+
+def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> list[str]:
+    """Load Hugging Face BERT weights (a folder, or a hub name) into a ``TextModel``; names match as they are.
+
+    Args:
+        fold_type0: add BERT's token-type vector 0, which SIMLA's embeddings lack, to every position. Exact: the sum precedes
+            the LayerNorm. The official code drops it.
+
+    Returns:
+        Names of our parameters that the weights do not have (cross-attention, which is new).
+    """
+    from transformers import BertForMaskedLM
+
+    try:
+        theirs = BertForMaskedLM.from_pretrained(source).state_dict()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"text.weights: {source} cannot be loaded ({reason}); give a folder, or null for random") from None
+    state = {name.removeprefix("bert."): tensor for name, tensor in theirs.items()}
+    types = state.pop("embeddings.token_type_embeddings.weight")
+    if fold_type0:
+        state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"] + types[0]
+    ours = text.state_dict()
+    for name in ours.keys() & state.keys():
+        if ours[name].shape != state[name].shape:
+            raise UserError(
+                f"text.weights: {source} has {name} of shape {tuple(state[name].shape)}, "
+                f"the text model of this run {tuple(ours[name].shape)}; see text.width, text.ffn, text.vocab"
+            )
+    text.load_state_dict({name: state[name] for name in ours.keys() & state.keys()}, strict=False)
+    return sorted(ours.keys() - state.keys())
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; tensors come to the host first."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the host."""
+    try:
+        return load_file(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
+    """Load a state dict that must fit exactly; the error names the first tensors that do not."""
+    ours = module.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    wrong = [n for n in ours.keys() & state.keys() if ours[n].shape != state[n].shape]
+    if missing or extra or wrong:
+        raise UserError(
+            f"{origin}: does not fit this config; missing {missing[:3]}, unknown {extra[:3]}, other shape {sorted(wrong)[:3]}"
+        )
+    with torch.no_grad():
+        module.load_state_dict(dict(state))

@@ -1,0 +1,122 @@
+"""All weights of a run: the towers that have an EMA copy, the heads that have none, the teacher, the queue."""
+
+from __future__ import annotations
+
+import math
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from simla_ray.config.schema import Run
+from simla_ray.errors import UserError
+from simla_ray.models.queue import Queue
+from simla_ray.models.teacher import Teacher
+from simla_ray.models.text import TextModel
+from simla_ray.models.vision import VisionTower
+
+#: Objectives whose student passes run the text stack with cross-attention.
+FUSED = {"itm", "mlm", "mim"}
+
+
+class Towers(nn.Module):
+    """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads."""
+
+    def __init__(self, run: Run, vocab_size: int):
+        super().__init__()
+        on = run.objectives.active()
+        self.vision = VisionTower(run.vision, maskable="mim" in on)
+        width = self.vision.width
+        fused = bool(FUSED & set(on)) or "psl" in on
+        self.text = TextModel(run.text, vocab_size, memory_width=width if fused else None, mlm_head="mlm" in on)
+        self.vision_proj = nn.Linear(width, run.joint_width)
+        self.text_proj = nn.Linear(run.text.width, run.joint_width)
+        if "mim" in on:
+            self.mim_head = nn.Linear(run.text.width, run.codes.n)
+        if run.objectives.psl is not None and "psl" in on:
+            self.concept_head = nn.Linear(run.joint_width, vocab_size)
+            if run.objectives.psl.bias_log_prior:
+                nn.init.constant_(self.concept_head.bias, math.log(run.objectives.psl.max_keywords / vocab_size))
+
+    def image_vector(self, image_tokens: Tensor) -> Tensor:
+        """(B, N, D) -> unit rows (B, E), float32 at least."""
+        return _unit(self.vision_proj(image_tokens[:, 0]))
+
+    def text_vector(self, text_tokens: Tensor) -> Tensor:
+        """(B, L, D) -> unit rows (B, E), float32 at least."""
+        return _unit(self.text_proj(text_tokens[:, 0]))
+
+
+class Model(nn.Module):
+    """The student's towers, ITM head and temperature, and where the run has them teacher and queue.
+
+    ``low_precision`` is the dtype of the teacher's running copy.
+    """
+
+    def __init__(self, run: Run, vocab_size: int, low_precision: torch.dtype = torch.float32):
+        super().__init__()
+        on = run.objectives.active()
+        if "mim" in on and run.text.width != vision_width(run):
+            raise _width_error(run)
+        self.student = Towers(run, vocab_size)
+        self.itm_head = nn.Linear(run.text.width, 2) if "itm" in on else None
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.teacher = None
+        if run.teacher is not None:
+            self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
+        self.queue = Queue(run.queue, run.joint_width) if run.queue else None
+
+    @property
+    def keys(self) -> Towers:
+        """The towers that make ITC's keys: the teacher's, or without a teacher the student's."""
+        return self.teacher.towers if self.teacher is not None else self.student  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in [0.001, 0.5], at the start of every step (official ``SIMLA.forward``)."""
+        self.temperature.clamp_(0.001, 0.5)
+
+    def trainable_in(self, objectives: set[str]) -> None:
+        """Let exactly those parameters require gradients that these objectives reach."""
+        for parameter in self.student.parameters():
+            parameter.requires_grad_(True)
+        contrast, fused = bool({"itc", "psl"} & objectives), bool(FUSED & objectives)
+        student, text = self.student, self.student.text
+        _require(student.vision_proj, contrast)
+        _require(student.text_proj, "itc" in objectives)
+        if student.vision.mask_token is not None:
+            student.vision.mask_token.requires_grad_("mim" in objectives)
+        _require(text, "itc" in objectives or fused)
+        if not fused:
+            for layer in text.encoder.layer:
+                _require(getattr(layer, "crossattention", None), False)
+        _require(text.cls, "mlm" in objectives)
+        _require(getattr(student, "mim_head", None), "mim" in objectives)
+        _require(getattr(student, "concept_head", None), "psl" in objectives)
+        _require(self.itm_head, "itm" in objectives)
+        self.temperature.requires_grad_("itc" in objectives)
+
+
+def vision_width(run: Run) -> int:
+    """Width of the image tower's tokens."""
+    if run.vision.width is not None:
+        return run.vision.width
+    with torch.device("meta"):
+        return timm.create_model(run.vision.timm, num_classes=0).embed_dim
+
+
+def _width_error(run: Run) -> UserError:
+    return UserError(
+        f"text.width: {run.text.width} must equal the image tower's width ({vision_width(run)}): "
+        "mim sends image tokens through the text stack"
+    )
+
+
+def _require(module: nn.Module | None, wanted: bool) -> None:
+    if module is not None:
+        module.requires_grad_(wanted)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)

@@ -1,0 +1,96 @@
+"""The loss of a micro-batch: which objective reads what of the forward's record."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from simla_ray.config.schema import Distilled, Itm, Objectives, SameImage
+from simla_ray.models.forward import Record
+from simla_ray.models.queue import Queue
+from simla_ray.objectives.contrastive import itc_loss
+from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
+from simla_ray.objectives.masked_image import mim_loss
+from simla_ray.objectives.masked_text import mlm_loss
+from simla_ray.objectives.matching import itm_loss
+from simla_ray.types import Batch, LossTerm
+
+
+def alpha_at(objective: Distilled, progress: float) -> float:
+    """Share of the soft target: 0 -> soft_alpha, linearly over the first ``alpha_ramp`` of the run (progress 0..1)."""
+    if objective.alpha_ramp == 0:
+        return objective.soft_alpha
+    return objective.soft_alpha * min(1.0, progress / objective.alpha_ramp)
+
+
+def itm_eps_at(itm: Itm | None, progress: float) -> float:
+    """ITM's sampling eps: constant, or moving geometrically to ``eps_end`` over the run."""
+    if itm is None:
+        return 0.0
+    if itm.eps_end is None or itm.eps == 0:
+        return itm.eps
+    return itm.eps * (itm.eps_end / itm.eps) ** progress
+
+
+def loss_terms(
+    record: Record,
+    batch: Batch,
+    objectives: Objectives,
+    active: set[str],
+    alphas: dict[str, float],
+    *,
+    temperature: Tensor,
+    queue: Queue | None,
+    codes: Tensor | None,
+    cls_id: int,
+    keyword_columns: Tensor | None = None,
+) -> dict[str, LossTerm]:
+    """One ``LossTerm`` per active objective, unweighted.
+
+    Args:
+        alphas: share of the soft target per objective, see ``alpha_at``.
+        codes: (C, P) visual codes, with MIM.
+        keyword_columns: (V',) ids that PSL is restricted to.
+    """
+    terms: dict[str, LossTerm] = {}
+    if "itc" in active:
+        assert objectives.itc is not None and record.image_vec is not None and record.text_vec is not None
+        assert record.image_key is not None and record.text_key is not None
+        positives = objectives.itc.same_image is SameImage.positive
+        terms["itc"] = itc_loss(
+            record.image_vec,
+            record.text_vec,
+            record.image_key,
+            record.text_key,
+            temperature,
+            alphas["itc"],
+            queue.image if queue is not None else None,
+            queue.text if queue is not None else None,
+            batch.image_id if positives else None,
+            queue.ids if positives and queue is not None else None,
+        )
+    if "itm" in active:
+        assert record.match_logits is not None
+        terms["itm"] = itm_loss(record.match_logits)
+    if "mlm" in active:
+        assert record.mlm_logits is not None
+        terms["mlm"] = mlm_loss(
+            record.mlm_logits,
+            batch.mlm_label,
+            batch.mlm_weight,
+            record.mlm_teacher,
+            alphas["mlm"],
+            record.mlm_grid,
+            batch.mlm_index,
+        )
+    if "mim" in active:
+        assert record.mim_logits is not None and codes is not None
+        terms["mim"] = mim_loss(
+            record.mim_logits, codes, batch.mim_index, batch.mim_weight, record.mim_teacher, alphas["mim"]
+        )
+    if "psl" in active:
+        psl, logits = objectives.psl, record.concept_logits
+        assert psl is not None and logits is not None
+        chosen = select_keywords(record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, psl)
+        target = keyword_targets(batch.token_ids, chosen, logits.shape[1], cls_id, logits.dtype)
+        terms["psl"] = psl_loss(logits, target, record.concept_teacher, alphas["psl"], psl, keyword_columns)
+    return terms

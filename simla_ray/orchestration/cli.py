@@ -1,0 +1,103 @@
+"""Command lines of the entry points: parse, call one function, print. Mistakes of the user end with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from simla_ray.config.load import load_run, to_yaml
+from simla_ray.config.schema import Method, Run, Size, Variant
+from simla_ray.errors import UserError
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run ``main``; a ``UserError`` is printed as plain lines, exit code 2."""
+    try:
+        return main()
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command with the same --name goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def pretrain_main(argv: Sequence[str]) -> int:
+    """``experiments/pretrain.py``"""
+    parser = argparse.ArgumentParser(
+        prog="pretrain.py", description="Pretrain an image-text model. Without arguments: SIMLA, tiny, on the built-in world."
+    )
+    _config_arguments(parser)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check config, data and resources, print the plan, train nothing")
+    arguments = parser.parse_intermixed_args(argv)
+
+    def main() -> int:
+        run = run_from(arguments)
+        if arguments.print_config:
+            print(to_yaml(run), end="")
+            return 0
+        if arguments.dry_run:
+            from simla_ray.orchestration.preflight import dry_run
+
+            print(dry_run(run))
+            return 0
+        from simla_ray.orchestration.launch import pretrain
+        from simla_ray.report.terminal import summary_table
+
+        summary = pretrain(run, _say)
+        print(summary_table(summary))
+        print(f"report     {run.storage / summary['name'] / 'report.html'}")
+        return 0
+
+    return guarded(main)
+
+
+def evaluate_main(argv: Sequence[str]) -> int:
+    """``experiments/evaluate.py``"""
+    parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate the best checkpoint of a run.")
+    parser.add_argument("run", type=Path, help="folder of the run, or its name under --storage")
+    parser.add_argument("tasks", nargs="*", help="retrieval match grounding keywords words; none: all that the data allow")
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
+    parser.add_argument("--data", nargs="+", metavar="URI", help="evaluate on these files instead of the run's test set")
+    parser.add_argument("--split", help="keep only rows of --data whose split column has this value")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    arguments = parser.parse_intermixed_args(argv)
+
+    def main() -> int:
+        from simla_ray.evaluation.tasks import summary, table
+        from simla_ray.orchestration.evaluate import evaluate_run
+
+        results = evaluate_run(arguments.run, arguments.tasks, arguments.storage, arguments.data, arguments.split)
+        print(json.dumps(summary(results)) if arguments.json else table(results))
+        return 0
+
+    return guarded(main)
+
+
+def run_from(arguments: argparse.Namespace) -> Run:
+    """The run that a command line describes; named options are overrides like any other."""
+    overrides = list(arguments.overrides)
+    for option in ("method", "variant", "size", "name", "init_from"):
+        value = getattr(arguments, option)
+        if value is not None:
+            overrides.append(f"{option}={json.dumps(str(value))}")
+    return load_run(arguments.config or [], overrides)
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the config, e.g. optim.lr=1e-4")
+    parser.add_argument("--method", help=f"one of {', '.join(Method)} (default: simla)")
+    parser.add_argument("--variant", help=f"one of {', '.join(Variant)} (default: default)")
+    parser.add_argument("--size", help=f"one of {', '.join(Size)} (default: tiny)")
+    parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="YAML file; may be given again")
+    parser.add_argument("--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on")
+    parser.add_argument("--init-from", metavar="RUN", help="start from the best weights of another run")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,106 @@
+"""Joining a Ray cluster, or starting one of our own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from simla_ray.config.schema import Device, Run
+from simla_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What was joined. ``own``: a Ray of this process, which ends with it."""
+
+    own: bool
+    address: str
+    nodes: int
+    cpus: float
+    gpus: float
+    dashboard: str | None
+
+    def line(self) -> str:
+        """The first line a run prints."""
+        kind = "a Ray of its own on this machine" if self.own else f"the Ray cluster at {self.address}"
+        has = f"{self.nodes} node{'s' * (self.nodes != 1)}, {self.cpus:g} CPUs, {self.gpus:g} GPUs"
+        return f"cluster    {kind}: {has}" + (f"; dashboard http://{self.dashboard}" if self.dashboard else "")
+
+
+def join(run: Run) -> Cluster:
+    """Connect to ``ray.address``, else to RAY_ADDRESS, else start a local Ray.
+
+    A local Ray listens on loopback and gets as many logical CPUs as workers, decoding tasks and the controller ask for: on a
+    small machine they share the real ones.
+
+    Raises:
+        UserError: no cluster at the address, or it lacks the CPUs or GPUs the run asks for.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
+    for name in ("ray", "ray.data", "ray.train", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = joins(run)
+    if not ray.is_initialized():
+        if address is None:
+            check_local_devices(run)
+            cpus = run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus + 1
+            context = ray.init(
+                address="local",
+                num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )
+        else:
+            try:
+                context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"ray.address: no cluster at {address} ({reason})") from None
+        dashboard = context.dashboard_url
+    else:
+        dashboard = None
+    resources = ray.cluster_resources()
+    cluster = Cluster(
+        own=address is None,
+        address=address or "local",
+        nodes=len([n for n in ray.nodes() if n["Alive"]]),
+        cpus=resources.get("CPU", 0),
+        gpus=resources.get("GPU", 0),
+        dashboard=dashboard or None,
+    )
+    _check_resources(run, cluster)
+    return cluster
+
+
+def joins(run: Run) -> str | None:
+    """Address of the cluster a run joins; None: a Ray of its own."""
+    return run.ray.address or os.environ.get("RAY_ADDRESS")
+
+
+def uses_gpu(run: Run, gpus: float) -> bool:
+    """Whether workers get a GPU each."""
+    return run.ray.device is Device.gpu or (run.ray.device is Device.auto and gpus >= run.ray.workers)
+
+
+def check_local_devices(run: Run) -> None:
+    """Without starting anything: does this machine have the GPUs that ``ray.device: gpu`` asks for?"""
+    have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if run.ray.device is Device.gpu and have < run.ray.workers:
+        raise UserError(f"ray.device: gpu, but this machine has {have} usable GPUs for {run.ray.workers} workers; use cpu")
+
+
+def _check_resources(run: Run, cluster: Cluster) -> None:
+    if run.ray.device is Device.gpu and cluster.gpus < run.ray.workers:
+        raise UserError(f"ray.device: gpu, but the cluster has {cluster.gpus:g} GPUs for {run.ray.workers} workers")
+    needed = run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus
+    if cluster.cpus < needed:
+        raise UserError(
+            f"ray.workers: {run.ray.workers} workers of {run.ray.cpus_per_worker:g} CPUs and data.decode_cpus="
+            f"{run.data.decode_cpus} need {needed:g} CPUs, the cluster has {cluster.cpus:g}"
+        )

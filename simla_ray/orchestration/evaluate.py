@@ -1,0 +1,38 @@
+"""Evaluate a finished or running run, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from simla_ray.data import pipeline
+from simla_ray.data.index import build_index
+from simla_ray.data.text import Vocabulary
+from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.tasks import evaluate
+from simla_ray.orchestration.prepare import build_indexes, load_tokenizer
+from simla_ray.orchestration.runs import find_run, load_trained
+from simla_ray.types import EvalResult
+
+import torch
+
+
+def evaluate_run(
+    path: Path, tasks: Sequence[str] = (), storage: Path = Path("runs"), data: Sequence[str] | None = None, split: str | None = None
+) -> dict[str, EvalResult]:
+    """Evaluate the best checkpoint of a run.
+
+    Args:
+        tasks: names; none for all that the run and the data allow.
+        data: files to evaluate on in place of the run's test set, with ``split`` as their filter.
+
+    Raises:
+        UserError: no such run, task or file.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, model, checkpoint = load_trained(find_run(path, storage), device)
+    vocabulary = Vocabulary.load(checkpoint / "prepared")
+    index = build_index(data, split, run.data.image_roots, "--data") if data else build_indexes(run)["test"]
+    tokenizer = load_tokenizer(run, checkpoint / "prepared")
+    rows = list(pipeline.iterate_rows(index, limit=run.eval.pairs))
+    return evaluate(Scorer(run, model, vocabulary, device), rows, tasks=list(tasks) or None, tokenizer=tokenizer)

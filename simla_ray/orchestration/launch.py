@@ -1,0 +1,211 @@
+"""A ``Run`` -> a TorchTrainer, a finished folder, a summary."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+
+from simla_ray.config.load import difference, load_run, to_yaml
+from simla_ray.config.schema import Run
+from simla_ray.data import pipeline
+from simla_ray.errors import UserError
+from simla_ray.orchestration import cluster as clusters
+from simla_ray.orchestration.manifest import write_manifest
+from simla_ray.orchestration.plan import plan
+from simla_ray.orchestration.prepare import Prepared, build_indexes, prepare, uses_world
+from simla_ray.orchestration.runs import fresh_name, run_folder
+from simla_ray.orchestration.summary import write_summary
+from simla_ray.orchestration.worker import train_worker
+from simla_ray.report.page import write_report
+from simla_ray.report.terminal import progress_line
+from simla_ray.training.log import read_lines
+
+#: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
+WORKER_ENV = {
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+}
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Train, evaluate and report; goes on with an interrupted run of the same name.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: anything wrong with config, data or resources, before a worker starts; or a changed ``identity`` key.
+    """
+    if run.name is None:
+        run = run.model_copy(update={"name": fresh_name(run)})
+    folder = run_folder(run)
+    finished = folder / "summary.json"
+    stored = folder / "config.yaml"
+    if stored.exists():
+        check_same_run(load_run([stored], presets=False), run, folder)
+    if finished.exists():
+        say(f"run        {folder} is finished")
+        return json.loads(finished.read_text())
+    if not uses_world(run):
+        build_indexes(run)  # every mistake in the data is said before Ray starts
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        cluster = clusters.join(run)
+        say(cluster.line())
+        pipeline.quiet()
+        began = time.perf_counter()
+        prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
+        stored.write_text(to_yaml(run))
+        total = total_steps(run, prepared)
+        say(banner(run, folder, prepared, total, time.perf_counter() - began))
+        write_manifest(folder, run, prepared, cluster)
+        _fit(run, folder, prepared, total, cluster, say)
+        summary = write_summary(folder, run, prepared, total)
+        write_report(folder)
+    return summary
+
+
+def check_same_run(old: Run, new: Run, folder: Path) -> None:
+    """Refuse to go on under other ``identity`` keys, showing the difference."""
+    changed = difference(old, new, "identity")
+    if changed:
+        lines = [f"{path}: the run has {was!r}, now {now!r}" for path, was, now in changed]
+        raise UserError(
+            f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
+        )
+
+
+def total_steps(run: Run, prepared: Prepared) -> int:
+    """Steps of the run: ``optim.max_steps``, else what ``optim.epochs`` epochs take."""
+    if run.optim.max_steps is not None:
+        return run.optim.max_steps
+    return pipeline.order_of(run, prepared.indexes["train"]).steps(run.optim.epochs, run.batch.micro)
+
+
+def banner(run: Run, folder: Path, prepared: Prepared, total: int, prepare_s: float) -> str:
+    """What is about to happen, with the arithmetic of the batch."""
+    sizes = ", ".join(f"{len(index)} {name}" for name, index in prepared.indexes.items())
+    return "\n".join(
+        (
+            f"run        {run.label}, seed {run.seed} -> {folder}",
+            f"data       {sizes} rows; {len(prepared.vocabulary)} word pieces (ready after {prepare_s:.0f} s)",
+            *plan(run, len(prepared.indexes["train"]), total),
+        )
+    )
+
+
+def _fit(
+    run: Run, folder: Path, prepared: Prepared, total: int, cluster: clusters.Cluster, say: Callable[[str], None]
+) -> None:
+    gpu = clusters.uses_gpu(run, cluster.gpus)
+    legs = sum(e["event"] in ("start", "resume") for e in read_lines(folder / "events.jsonl"))
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "folder": str(folder),
+            "name": run.name,
+            "prepared": prepared,
+            "total_steps": total,
+            "leg": legs,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=run.ray.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            storage_path=str(folder),
+            name="checkpoints",
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=run.checkpoint.keep, checkpoint_score_attribute=run.eval.best, checkpoint_score_order="max"
+            ),
+            worker_runtime_env={"env_vars": WORKER_ENV},
+        ),
+    )
+    with _Progress(folder / "metrics.jsonl", total, say):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            mistake = _user_error_in(error)
+            if mistake is not None:
+                raise mistake from None
+            raise
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    """The user's mistake that made a worker stop, if that is what it was."""
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, UserError):
+            return current
+        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
+        failures = getattr(current, "worker_failures", {})
+        pending += list(failures.values())
+    return None
+
+
+class _Progress:
+    """Prints a tidy line now and then from what rank 0 writes into the run's folder."""
+
+    def __init__(self, path: Path, total: int, say: Callable[[str], None]):
+        self.path, self.total, self.say = path, total, say
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        shown, printed = 0, -math.inf
+        while True:
+            ended = self.stop.wait(1.0)
+            points = [line for line in read_lines(self.path) if line["kind"] == "train" and "seconds" in line]
+            new = points and points[-1]["step"] != shown
+            if new and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
+                shown, printed = points[-1]["step"], time.monotonic()
+                self.say(progress_line(points[-1], self.total))
+            if ended:
+                return
+
+
+class _locked:  # noqa: N801  (a context manager, used like a function)
+    """One process at a time in a run's folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> None:
+        self.file = self.path.open("w")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.file.close()
+            raise UserError(f"{self.path.parent}: another process is running this run; give it another --name") from None
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+logging.getLogger("ray.train").setLevel(logging.ERROR)

@@ -1,0 +1,60 @@
+"""manifest.json: where a run comes from and what it stands on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from simla_ray.config.schema import CodesKind, Run
+from simla_ray.data.sources import read_column
+from simla_ray.orchestration.cluster import Cluster
+from simla_ray.orchestration.prepare import Prepared
+
+PACKAGES = ("simla_ray", "torch", "torchvision", "timm", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "numpy")
+
+
+def write_manifest(folder: Path, run: Run, prepared: Prepared, cluster: Cluster) -> None:
+    """Write the manifest; a later leg overwrites it with what it found."""
+    manifest = {
+        "label": run.label,
+        "git_sha": git_sha(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "data": prepared.describe(run),
+        "world_size": run.ray.workers,
+        "cluster": {"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus},
+        "fallbacks": fallbacks(run),
+        "licenses": licenses(prepared),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def fallbacks(run: Run) -> list[str]:
+    """What in this run is not the method as published."""
+    found = []
+    if "mim" in run.objectives.active() and run.codes.kind is not CodesKind.dvae:
+        found.append(f"visual codes: {run.codes.n} {run.codes.kind} codes in place of DALL-E's 8192")
+    if not run.vision.pretrained:
+        found.append("image tower: random start in place of DeiT-B")
+    if run.text.weights is None:
+        found.append("text model: random start in place of bert-base-uncased")
+    if run.text.vocab == "train":
+        found.append("vocabulary: trained on the captions in place of bert-base-uncased's")
+    return found
+
+
+def licenses(prepared: Prepared) -> list[str]:
+    """Licences that the rows of the training set name."""
+    return sorted({str(v) for unit in prepared.indexes["train"].units for v in read_column(unit, "license") if v})
+
+
+def git_sha() -> str | None:
+    """Commit of the code, with ``+`` when it was changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,0 +1,27 @@
+"""The arithmetic of a run, for the banner and for ``--dry-run``."""
+
+from __future__ import annotations
+
+import torch
+
+from simla_ray.config.schema import Run
+from simla_ray.models.model import Model
+
+
+def plan(run: Run, rows: int, total: int) -> list[str]:
+    """The arithmetic of batches, steps, weights and validation."""
+    each = run.micro_batches // run.ray.workers
+    on = run.objectives.active()
+    with torch.device("meta"):
+        vocab = run.text.vocab_size
+        model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}), vocab)
+    trained = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("teacher."))
+    return [
+        f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on each of "
+        f"{run.ray.workers} workers; {run.batch.micro - 1 + run.queue} negatives per query",
+        f"steps      {total} = {total * run.batch.global_} pairs = {total * run.batch.global_ / rows:.1f} epochs of {rows} rows",
+        f"objectives {' '.join(f'{name}*{o.weight:g}' for name, o in on.items())}; schedule {run.schedule.kind}",
+        f"weights    {trained / 1e6:.2f} M trained{'' if run.teacher is None else ', as many in the teacher'}",
+        f"every      {run.log.every_steps} steps a log point, {run.eval.every_steps} a validation, "
+        f"{run.checkpoint.every_steps} a checkpoint (best by {run.eval.best})",
+    ]

@@ -1,0 +1,187 @@
+"""What a run needs before its workers start: data, vocabulary, visual codes. Made once, kept in the run's folder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from simla_ray.config.schema import CodesKind, Run
+from simla_ray.data import pipeline, world
+from simla_ray.data.codes import kmeans
+from simla_ray.data.index import Index, build_index
+from simla_ray.data.sources import read_rows
+from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
+from simla_ray.errors import UserError
+from simla_ray.models.checkpoint_io import load_tensors, save_tensors
+from simla_ray.models.visual_codes import PatchCodes
+
+SETS = ("train", "val", "test")
+CODES = "codes.safetensors"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """``folder`` holds vocabulary and codes; the indexes cover train, val and test."""
+
+    folder: Path
+    indexes: dict[str, Index]
+    vocabulary: Vocabulary
+
+    def describe(self, run: Run) -> dict[str, Any]:
+        """For the manifest: what the run is trained and judged on."""
+        return {
+            name: {
+                "uris": uris_of(run, name)[0],
+                "split": uris_of(run, name)[1],
+                "rows": len(index),
+                "fingerprint": index.fingerprint(),
+            }
+            for name, index in self.indexes.items()
+        }
+
+
+def build_indexes(run: Run) -> dict[str, Index]:
+    """Index train, val and test; the built-in world must have been generated.
+
+    Raises:
+        UserError: missing or empty sets, missing columns, a set too small for one batch.
+    """
+    indexes = {}
+    for name in SETS:
+        uris, split = uris_of(run, name)
+        resolved = [_world_uri(run, uri, f"data.{name}") for uri in uris]
+        indexes[name] = build_index(resolved, split, run.data.image_roots, f"data.{name}")
+    if len(indexes["train"]) < run.batch.global_:
+        raise UserError(
+            f"data.train: {len(indexes['train'])} rows are less than one step takes (batch.global={run.batch.global_})"
+        )
+    if len(indexes["val"]) < run.batch.micro:
+        raise UserError(
+            f"data.val: {len(indexes['val'])} rows are less than one micro-batch (batch.micro={run.batch.micro})"
+        )
+    return indexes
+
+
+def uris_of(run: Run, name: str) -> tuple[list[str], str | None]:
+    """URIs and split filter of train, val or test."""
+    uris, split = getattr(run.data, name), getattr(run.data, f"{name}_split")
+    if uris is not None:
+        return uris, split
+    if run.data.val == ["world:val"]:
+        return ["world:test"], split
+    return run.data.val, split or run.data.val_split
+
+
+def uses_world(run: Run) -> bool:
+    return any(uri.startswith("world:") for name in SETS for uri in uris_of(run, name)[0])
+
+
+def world_folder(run: Run) -> Path:
+    """Where the built-in world of these keys lies: beside the runs, shared by them."""
+    w = run.world
+    name = f"world-{w.n_train}-{w.n_val}-{w.n_test}-{w.image_px}px-seed{w.seed}-v{world.WORLD_VERSION}"
+    return run.storage.resolve() / "worlds" / name
+
+
+def generate_world(run: Run) -> None:
+    """Generate the built-in world unless it is there."""
+    w = run.world
+    counts = {"train": w.n_train, "val": w.n_val, "test": w.n_test}
+    world.generate(world_folder(run), counts, w.image_px, w.seed)
+
+
+def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
+    """Index the data, and build vocabulary and codes as Ray Data jobs unless ``folder`` holds them already.
+
+    Needs a running Ray. The folder appears in one piece: a killed preparation leaves nothing behind.
+    """
+    if uses_world(run):
+        generate_world(run)
+    indexes = build_indexes(run)
+    check_images(run, indexes["train"])
+    if not folder.exists():
+        unfinished = folder.with_name(folder.name + ".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        captions = pipeline.caption_stream(indexes["train"], run.text.max_words, cpus)
+        build_vocabulary(captions, run.text).save(unfinished)
+        if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():
+            save_tensors({"centroids": torch.from_numpy(_fit_codes(run, indexes["train"], cpus))}, unfinished / CODES)
+        unfinished.rename(folder)
+    return Prepared(folder, indexes, Vocabulary.load(folder))
+
+
+def check_images(run: Run, train: Index) -> None:
+    """Look at the first row, so that a wrong column is said before any worker starts."""
+    unit = train.units[0]
+    row = read_rows(unit, np.arange(1), ("uid", "image", "captions"), train.roots)[0]
+    if not isinstance(row.get("image"), bytes | Path | str):
+        raise UserError(f"data.train: {unit.path}: image must be encoded bytes, found {type(row['image']).__name__}")
+    if not all(isinstance(c, str) for c in row["captions"]):
+        raise UserError(f"data.train: {unit.path}: captions must be text, found {type(row['captions'][0]).__name__}")
+
+
+def load_tokenizer(run: Run, prepared: Path) -> torch.nn.Module | None:
+    """The frozen visual tokenizer of a run; None without MIM."""
+    if "mim" not in run.objectives.active():
+        return None
+    if run.codes.kind is CodesKind.dvae:
+        from simla_ray.models.dvae import DalleEncoder
+
+        assert run.codes.source is not None
+        return DalleEncoder.load(run.codes.source)
+    centroids = load_tensors(prepared / CODES)["centroids"]
+    tower = _frozen_tower(run) if run.codes.kind is CodesKind.features else None
+    return PatchCodes(centroids, run.vision.patch_px, tower)
+
+
+def keyword_columns(run: Run, vocabulary: Vocabulary) -> torch.Tensor | None:
+    """(V',) ids that ``psl.vocab`` restricts PSL to; None for all."""
+    psl = run.objectives.psl
+    if psl is None or psl.vocab is None:
+        return None
+    ids = {i for word in load_stop_words(str(psl.vocab)) for i in vocabulary.word_ids(word)} - vocabulary.special_ids
+    if not ids:
+        raise UserError(f"objectives.psl.vocab: {psl.vocab} names no word of the vocabulary")
+    return torch.tensor(sorted(ids))
+
+
+def _fit_codes(run: Run, train: Index, cpus: int):
+    featurise = None
+    if run.codes.kind is CodesKind.features:
+        tower = _frozen_tower(run)
+
+        def featurise(images):
+            return PatchCodes(torch.zeros(1, 1), run.vision.patch_px, tower).features(torch.from_numpy(images)).numpy()
+
+    points = pipeline.patch_features(run, train, featurise, cpus)
+    return kmeans(points, run.codes.n, run.codes.iterations, run.seed)
+
+
+def _frozen_tower(run: Run):
+    """The student's image tower of the run that ``codes.source`` names."""
+    from simla_ray.orchestration.runs import load_trained
+
+    assert run.codes.source is not None
+    other, model, _ = load_trained(run.codes.source)
+    if other.vision.image_px != run.vision.image_px or other.vision.patch_px != run.vision.patch_px:
+        raise UserError(
+            f"codes.source: {run.codes.source} has {other.vision.image_px} px images in {other.vision.patch_px} px "
+            f"patches, this run {run.vision.image_px} and {run.vision.patch_px}"
+        )
+    return model.student.vision
+
+
+def _world_uri(run: Run, uri: str, key: str) -> str:
+    if not uri.startswith("world:"):
+        return uri
+    split = uri.removeprefix("world:")
+    if split not in SETS:
+        raise UserError(f"{key}: {uri} is not one of world:train, world:val, world:test")
+    return str(world_folder(run) / f"{split}-*.parquet")
+

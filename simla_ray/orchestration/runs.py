@@ -1,0 +1,62 @@
+"""Run folders: finding them, naming new ones, opening the model that a run has trained."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+from simla_ray.config.load import load_run
+from simla_ray.config.schema import Run
+from simla_ray.data.text import Vocabulary
+from simla_ray.errors import UserError
+from simla_ray.models.model import Model
+from simla_ray.training.checkpoint import find_checkpoint, load_weights, verify
+
+
+def run_folder(run: Run) -> Path:
+    """Absolute folder of a named run."""
+    assert run.name is not None
+    return run.storage.resolve() / run.name
+
+
+def fresh_name(run: Run) -> str:
+    """``<label>-<number>``, the first number that is free under storage."""
+    taken = [p.name for p in run.storage.glob(f"{run.label}-*")]
+    numbers = [int(m[1]) for name in taken if (m := re.fullmatch(re.escape(run.label) + r"-(\d+)", name))]
+    return f"{run.label}-{max(numbers, default=0) + 1:03d}"
+
+
+def find_run(path: Path, storage: Path = Path("runs")) -> Path:
+    """A run's folder by path, or by name under storage.
+
+    Raises:
+        UserError: there is none; names the runs there are.
+    """
+    for candidate in (path, storage / path):
+        if (candidate / "config.yaml").is_file():
+            return candidate.resolve()
+    there = sorted(p.parent.name for p in storage.glob("*/config.yaml"))
+    raise UserError(f"{path}: no run there; under {storage} there are: {', '.join(there) or 'none'}")
+
+
+def load_trained(path: Path, device: torch.device | None = None) -> tuple[Run, Model, Path]:
+    """The best checkpoint of a run: its config, the model in eval mode, and the checkpoint's folder.
+
+    Raises:
+        UserError: no run, or no complete checkpoint in it.
+    """
+    folder = find_run(path)
+    newest = find_checkpoint(folder / "checkpoints")
+    if newest is None:
+        raise UserError(f"{folder}: holds no complete checkpoint yet")
+    best = json.loads((newest / "state.json").read_text())["best_step"]
+    checkpoint = find_checkpoint(folder / "checkpoints", best) or newest
+    verify(checkpoint)
+    run = load_run([checkpoint / "config.yaml"], presets=False)
+    model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}),
+                  len(Vocabulary.load(checkpoint / "prepared")))  # fmt: skip
+    load_weights(checkpoint, model)
+    return run, model.to(device or torch.device("cpu")).eval(), checkpoint

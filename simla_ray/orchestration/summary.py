@@ -1,0 +1,54 @@
+"""summary.json: a finished run in numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from simla_ray.config.schema import Run
+from simla_ray.orchestration.prepare import Prepared
+from simla_ray.training.log import read_lines
+
+
+def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dict[str, Any]:
+    """Write and return the summary; what a method has not is absent."""
+    lines = read_lines(folder / "metrics.jsonl")
+    train = [line for line in lines if line["kind"] == "train"]
+    state = json.loads((folder / "state.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    events = read_lines(folder / "events.jsonl")
+    dropped = {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")}
+    samples = total * run.batch.global_
+    summary = {
+        "name": run.name,
+        "label": run.label,
+        "method": str(run.method),
+        "size": str(run.size),
+        "seed": run.seed,
+        "steps": total,
+        "epochs": train[-1]["epochs"],
+        "samples_seen": samples,
+        "seconds": state["seconds"],
+        "pairs_per_s": samples / state["seconds"],
+        "data_wait_fraction": state["wait_seconds"] / state["seconds"],
+        "world_size": run.ray.workers,
+        "restarts": sum(e["event"] == "resume" for e in events),
+        "best_step": state["best_step"],
+        "skipped_steps": sum(line["skipped"] for line in train),
+        "dropped": {r: sum(v == r for v in dropped.values()) for r in sorted(set(dropped.values()))},
+        "losses": {name: _first_last(train, name) for name in run.objectives.active()},
+        "eval": {task: result["metrics"] for task, result in evaluation.items()},
+    }
+    temporary = folder / "summary.tmp"
+    temporary.write_text(json.dumps(summary, indent=1))
+    temporary.replace(folder / "summary.json")
+    return summary
+
+
+def _first_last(train: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """Means of the first and last 5 % of the steps in which the objective was on."""
+    values = [line["losses"][name] for line in train if name in line["losses"]]
+    n = max(1, len(values) // 20)
+    return {"first": fmean(values[:n]), "last": fmean(values[-n:])}

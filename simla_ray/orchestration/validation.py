@@ -1,0 +1,55 @@
+"""Validation while training: fixed losses, and retrieval over the validation images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from simla_ray.config.schema import Run
+from simla_ray.data import pipeline
+from simla_ray.data.collate import collate
+from simla_ray.data.decode import DropRow
+from simla_ray.data.sample import SampleMaker
+from simla_ray.evaluation.retrieval import validation_retrieval
+from simla_ray.evaluation.scorer import Scorer
+from simla_ray.orchestration.prepare import Prepared
+from simla_ray.training.comm import Comm
+from simla_ray.training.step import Losses
+from simla_ray.training.validation import fixed_losses
+
+
+class Validation:
+    """Collective; call it for the metrics of the moment. Its rows are read once and split over the workers by number."""
+
+    def __init__(self, run: Run, prepared: Prepared, losses: Losses, comm: Comm, device: torch.device):
+        self.run, self.losses, self.comm, self.device = run, losses, comm, device
+        self.batches, self.n_batches = fixed_batches(run, prepared, comm)
+        self.scorer = Scorer(run, losses.model, prepared.vocabulary, device)
+        self.rows: list[dict[str, Any]] = []
+        if "itc" in run.objectives.active():
+            self.rows = list(pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs))
+
+    def __call__(self) -> dict[str, float]:
+        metrics = fixed_losses(self.run, self.losses, self.batches, self.n_batches, self.comm, self.device)
+        if "itc" in self.run.objectives.active():
+            metrics |= validation_retrieval(self.scorer, self.rows, self.comm.gather)
+        self.losses.train()
+        return metrics
+
+
+def fixed_batches(run: Run, prepared: Prepared, comm: Comm) -> tuple[list[tuple[int, Any]], int]:
+    """This worker's fixed validation micro-batches with their numbers, and how many there are over all workers."""
+    maker = SampleMaker(run, prepared.vocabulary, training=False)
+    index, micro = prepared.indexes["val"], run.batch.micro
+    n = min(run.eval.batches, len(index) // micro)
+    samples = []
+    for row in pipeline.iterate_rows(index, limit=n * micro):
+        try:
+            samples.append((row["uid"], maker(row, 0)))
+        except DropRow:
+            continue
+    n = max(1, len(samples) // micro)
+    parts = [samples[i * micro : (i + 1) * micro] for i in range(n)]
+    mine = [(i, collate([s for _, s in part], run)) for i, part in enumerate(parts) if i % comm.world == comm.rank]
+    return mine, n

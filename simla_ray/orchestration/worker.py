@@ -1,0 +1,178 @@
+"""The train function: what every worker of a run does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from simla_ray.config.load import load_run
+from simla_ray.config.schema import Run
+from simla_ray.data import pipeline
+from simla_ray.data.cursor import Cursor
+from simla_ray.data.packing import Packed, pack
+from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.tasks import evaluate, to_json
+from simla_ray.models.checkpoint_io import load_bert
+from simla_ray.models.model import Model
+from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
+from simla_ray.orchestration.runs import load_trained
+from simla_ray.orchestration.validation import Validation
+from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from simla_ray.training.comm import Comm
+from simla_ray.training.log import RunLog, read_lines
+from simla_ray.training.loop import Loop
+from simla_ray.training.state import State
+from simla_ray.training.step import Losses, Step, autocast_dtype
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train to the last step, then evaluate the best checkpoint.
+
+    Args:
+        config: ``folder`` of the run, ``prepared`` (indexes, vocabulary) and ``total_steps``.
+    """
+    folder, prepared, total = Path(config["folder"]), config["prepared"], config["total_steps"]
+    run = load_run([folder / "config.yaml"], presets=False)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(run.ray.cpus_per_worker)))
+    comm = Comm()
+    pipeline.quiet()
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+
+    losses = build_losses(run, prepared).to(device)
+    step = Step(run, losses, total, comm, device)
+    state = State(0, Cursor.start(run.micro_batches))
+    resumed = ray.train.get_checkpoint()
+    if resumed is not None:
+        with resumed.as_directory() as path:
+            state = load_checkpoint(Path(path), run, losses.model, step.optimizer)
+    log = None
+    if comm.rank == 0:
+        log = RunLog(folder, state.step, _publisher(config["name"]))
+        log.event("resume" if config["leg"] else "start", step=state.step, world_size=comm.world)
+
+    loop = Loop(
+        run,
+        step,
+        state,
+        [pipeline.order_of(run, prepared.indexes["train"]).lane_rows(lane) for lane in range(run.micro_batches)],
+        comm,
+        log,
+        Validation(run, prepared, losses, comm, device),
+        _saver(run, losses.model, step.optimizer, prepared, comm),
+        {line["uid"] for line in read_lines(folder / "dropped.jsonl")},
+    )
+    loop(_stream(run, prepared, state.cursor, total - state.step, comm))
+    _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
+    if log is not None:
+        log.event("end", step=state.step)
+        log.close()
+
+
+def build_losses(run: Run, prepared: Prepared) -> Losses:
+    """Model with its starting weights, and everything its losses need; the same on every rank."""
+    torch.manual_seed(run.seed)
+    cuda = torch.cuda.is_available()
+    low = autocast_dtype(run, torch.device("cuda" if cuda else "cpu")) or torch.float32
+    model = Model(run, len(prepared.vocabulary), low)
+    if run.text.weights is not None:
+        load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
+    if run.init_from is not None:
+        _, other, _ = load_trained(Path(run.init_from))
+        model.load_state_dict(other.state_dict(), strict=False)
+    if model.teacher is not None and (run.text.weights is not None or run.init_from is not None):
+        model.teacher.copy_from(model.student)
+    tokenizer = load_tokenizer(run, prepared.folder)
+    return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
+
+
+def _stream(run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm) -> Iterator[Packed]:
+    """This worker's micro-batches, from the cursor on."""
+    if steps == 0:
+        return
+    lanes = pipeline.worker_lanes(run.micro_batches, comm.world, comm.rank)
+    tasks = max(1, run.data.decode_cpus // comm.world)
+    dataset = pipeline.training_stream(run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks)
+    # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
+    (shard,) = dataset.streaming_split(1)
+    pinned = torch.cuda.is_available()
+    for packed in pack(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4), lanes, run):
+        if pinned:
+            packed.batch.pin()
+        yield packed
+
+
+def _saver(
+    run: Run, model: Model, optimizer: torch.optim.Optimizer, prepared: Prepared, comm: Comm
+) -> Callable[[State, dict[str, float]], None]:
+    """Collective: rank 0 writes, Ray uploads, registers and retires checkpoints."""
+
+    def save(state: State, metrics: dict[str, float]) -> None:
+        score = {run.eval.best: float(state.step) if run.eval.best == "last" else metrics[run.eval.best]}
+        checkpoint = None
+        if comm.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="simla-ray-"))
+            save_checkpoint(folder, run, model, optimizer, state, prepared.folder)
+            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(
+            score | {"step": state.step},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=f"step-{state.step:08d}",
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    return save
+
+
+def _evaluate_best(
+    run: Run,
+    folder: Path,
+    prepared: Prepared,
+    losses: Losses,
+    state: State,
+    comm: Comm,
+    device: torch.device,
+    log: RunLog | None,
+) -> None:
+    """Evaluate the best checkpoint on the test rows, every worker a share of them; rank 0 writes evaluation.json."""
+    best = find_checkpoint(folder / "checkpoints", state.best_step)
+    if best is not None and state.best_step != state.step:
+        load_weights(best, losses.model)
+    rows = list(pipeline.iterate_rows(prepared.indexes["test"], comm.rank, comm.world, run.eval.pairs))
+    began = time.perf_counter()
+    scorer = Scorer(run, losses.model, prepared.vocabulary, device)
+    results = evaluate(
+        scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer
+    )
+    if log is not None:
+        temporary = folder / "evaluation.tmp"
+        temporary.write_text(json.dumps(to_json(results)))
+        temporary.replace(folder / "evaluation.json")
+        (folder / "state.json").write_text(json.dumps(state.to_json()))
+        log.event("evaluation", step=state.best_step, seconds=round(time.perf_counter() - began, 2))
+
+
+def _publisher(name: str) -> Callable[[dict[str, float]], None]:
+    """Gauges ``ray_simla_<metric>{run="..."}`` on Ray's metrics port, which the dashboard shows."""
+    from ray.util.metrics import Gauge
+
+    gauges: dict[str, Gauge] = {}
+
+    def publish(values: dict[str, float]) -> None:
+        for key, value in values.items():
+            metric = "simla_" + "".join(c if c.isalnum() else "_" for c in key)
+            if metric not in gauges:
+                gauges[metric] = Gauge(metric, description=key, tag_keys=("run",))
+            gauges[metric].set(value, tags={"run": name})
+
+    return publish

@@ -1,0 +1,30 @@
+"""Where a run stands: everything beside the weights that a checkpoint must bring back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from simla_ray.data.cursor import Cursor
+
+
+@dataclass
+class State:
+    """``step`` updates are done; the weights have consumed exactly what ``cursor`` says.
+
+    There is no random state to keep: every draw derives from (seed, epoch, uid) or (seed, step, micro-batch).
+    """
+
+    step: int
+    cursor: Cursor
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    best_step: int = 0
+    best_score: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"cursor": self.cursor.to_json()}
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any], lanes: int) -> State:
+        return cls(**(stored | {"cursor": Cursor.from_json(stored["cursor"], lanes)}))

@@ -1,0 +1,203 @@
+"""THE step: micro-batches in, one optimiser update out, without waiting for the device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from simla_ray.config.schema import Distilled, Precision, Run, ScheduleKind
+from simla_ray.models.forward import Needs, forward_cross
+from simla_ray.models.model import Model
+from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
+from simla_ray.training.comm import Comm
+from simla_ray.training.optim import build_optimizer, learning_rate
+from simla_ray.types import Batch, LossTerm
+
+
+class Losses(nn.Module):
+    """Forward and losses of one micro-batch; the module that DistributedDataParallel wraps."""
+
+    def __init__(self, run: Run, model: Model, tokenizer: nn.Module | None, cls_id: int, keyword_columns: Tensor | None):
+        super().__init__()
+        self.run, self.model, self.cls_id = run, model, cls_id
+        self.tokenizer = tokenizer
+        self.register_buffer("keyword_columns", keyword_columns, persistent=False)
+
+    def forward(
+        self, batch: Batch, active: set[str], alphas: dict[str, float], itm_eps: float
+    ) -> tuple[Tensor, dict[str, LossTerm], Tensor | None, Tensor | None]:
+        """-> weighted total, the terms, and the (B, E) image and text keys that enter the queue."""
+        objectives = self.run.objectives
+        needs = Needs.of(objectives, active, has_teacher=self.model.teacher is not None)
+        record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)
+        codes = batch.codes
+        if codes is None and "mim" in active:
+            assert self.tokenizer is not None
+            picture = batch.code_image if batch.code_image is not None else batch.image[: len(batch.patch_mask)]
+            codes = self.tokenizer(picture)
+        terms = loss_terms(
+            record,
+            batch,
+            objectives,
+            active,
+            alphas,
+            temperature=self.model.temperature,
+            queue=self.model.queue,
+            codes=codes,
+            cls_id=self.cls_id,
+            keyword_columns=self.keyword_columns,
+        )
+        weights = {name: getattr(objectives, name).weight for name in terms}
+        total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
+        return total, terms, record.image_key, record.text_key
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Scalars of a step, still on the device: sums over this worker's micro-batches, and the global gradient norm."""
+
+    sums: dict[str, Tensor]
+    grad_norm: Tensor
+    skipped: Tensor  # 1 where the gradient was not finite and nothing was updated
+
+
+class Step:
+    """Holds the optimiser and the phase; call it once per optimiser step.
+
+    The micro-batch is the unit of meaning: random draws derive from (seed, step, micro-batch), gradients average over all
+    micro-batches of the step, and the queue takes their keys in order. Workers only decide who computes what.
+    """
+
+    def __init__(self, run: Run, losses: Losses, total_steps: int, comm: Comm, device: torch.device):
+        self.run, self.losses, self.total, self.comm, self.device = run, losses, total_steps, comm, device
+        self.model = losses.model
+        self.optimizer = build_optimizer(self.model, run.optim)
+        self.autocast = autocast_dtype(run, device)
+        self.active: set[str] = set()
+        self.wrapped: nn.Module = losses
+
+    def __call__(self, step: int, batches: list[tuple[int, Batch]]) -> StepOutput:
+        """One update.
+
+        Args:
+            batches: (number of the micro-batch in the step, micro-batch) of this worker, on the device.
+        """
+        run, model = self.run, self.model
+        progress = step / self.total
+        self._enter_phase(active_at(run, step, self.total))
+        alphas = alphas_at(run, progress)
+        model.clamp_temperature()
+        if model.teacher is not None:
+            model.teacher.update(model.student)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["factor"] * learning_rate(step, self.total, run.optim)
+
+        sums: dict[str, Tensor] = {}
+        keys: list[tuple[Tensor, Tensor, Tensor]] = []
+        for i, (number, batch) in enumerate(batches):
+            torch.manual_seed(step_seed(run.seed, step, number))
+            last = i == len(batches) - 1
+            waits = isinstance(self.wrapped, DistributedDataParallel) and not last
+            with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                    total, terms, image_key, text_key = self.wrapped(
+                        batch, self.active, alphas, itm_eps_at(run.objectives.itm, progress)
+                    )
+                (total / len(batches)).backward()
+            _add(sums, "total", total.detach())
+            for name, term in terms.items():
+                _add(sums, name, term.loss.detach())
+                for metric, value in term.metrics.items():
+                    _add(sums, f"{name}/{metric}", value)
+            if image_key is not None and text_key is not None:
+                keys.append((image_key.detach(), text_key.detach(), batch.image_id))
+
+        norm = self._update()
+        if model.queue is not None and keys:
+            self._write_queue(step, keys)
+        return StepOutput(sums, norm, (~norm.isfinite()).float())
+
+    def _update(self) -> Tensor:
+        """Clip and apply; a non-finite gradient is left out by the optimiser itself, on the device."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.run.optim.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.run.optim.clip, norm)
+        # AdamW's own switch for gradient scaling: with found_inf set, parameters, moments and counters stay as they are.
+        self.optimizer.found_inf = (~norm.isfinite()).float().to(self.device)  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()
+
+    def _write_queue(self, step: int, keys: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """All micro-batches' keys, in the order of the step: worker r holds numbers r, r + W, ..."""
+        queue, total = self.model.queue, self.run.batch.global_
+        assert queue is not None
+
+        def in_order(i: int) -> Tensor:
+            mine = torch.stack([k[i] for k in keys])  # (n, B, ...)
+            every = self.comm.cat(mine).unflatten(0, (self.comm.world, -1))  # (W, n, B, ...)
+            return every.transpose(0, 1).flatten(0, 2)
+
+        queue.write(in_order(0), in_order(1), in_order(2), step * total % len(queue.ids))
+
+    def _enter_phase(self, active: set[str]) -> None:
+        if active == self.active:
+            return
+        self.active = active
+        sampled = self.run.schedule.kind is ScheduleKind.sampled
+        self.model.trainable_in(set(self.run.objectives.active()) if sampled else active)
+        if self.comm.world > 1:
+            self.wrapped = self.losses  # drop the old reducer's hooks before the new one registers its own
+            self.wrapped = DistributedDataParallel(
+                self.losses,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                forward_sync_buffers=False,
+                find_unused_parameters=sampled,
+            )
+
+
+def active_at(run: Run, step: int, total: int) -> set[str]:
+    """Objectives of a step: all of them, those of its phase, or the one drawn from (seed, step)."""
+    on = list(run.objectives.active())
+    if run.schedule.kind is ScheduleKind.phases:
+        phase = next(p for p in run.schedule.phases if step < p.until * total or p.until == 1.0)
+        on = [name for name in on if name in phase.objectives]
+    elif run.schedule.kind is ScheduleKind.sampled:
+        weights = np.array([run.schedule.mix.get(name, 1.0) for name in on])  # type: ignore[call-overload]
+        rng = np.random.default_rng([run.seed, 5, step])
+        on = [on[int(rng.choice(len(on), p=weights / weights.sum()))]]
+    psl = run.objectives.psl
+    if psl is not None and step < psl.start_step and len(on) > 1:
+        on = [name for name in on if name != "psl"]
+    return set(on)
+
+
+def alphas_at(run: Run, progress: float) -> dict[str, float]:
+    """Share of the soft target of every objective that has one."""
+    on = run.objectives.active()
+    return {name: alpha_at(o, progress) for name, o in on.items() if isinstance(o, Distilled)}
+
+
+def step_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Seed of dropout and ITM's draws."""
+    return int(np.random.SeedSequence([seed, 3, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def autocast_dtype(run: Run, device: torch.device) -> torch.dtype | None:
+    """bfloat16 or None for float32."""
+    if run.precision is Precision.bf16:
+        return torch.bfloat16
+    if run.precision is Precision.auto and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value.clone()

@@ -1,0 +1,84 @@
+"""What the floors hand to each other.
+
+Shape legend, used in comments and in suffixes of tensor names everywhere:
+
+    B  pairs of a micro-batch      L  text tokens (padded)         V  vocabulary (word pieces)
+    P  patches of an image         N  image tokens, P + 1          K  visual codes
+    D  width of a tower            E  width of the joint space     Q  queued keys
+    H  attention heads             M  masked positions of a row, padded; weight 0 marks padding
+    C  rows of the micro-batch that get a masked image (``mim.batch_fraction``), the first C of B
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One micro-batch: everything the step needs, so that it never has to wait for the device."""
+
+    image: Tensor  # (B, 3, px, px) uint8; float is taken as already normalised
+    token_ids: Tensor  # (B, L) int64
+    token_mask: Tensor  # (B, L) bool, False on padding
+    masked_ids: Tensor  # (B, L) int64, the MLM view of token_ids
+    mlm_index: Tensor  # (B, M) int64, chosen positions
+    mlm_weight: Tensor  # (B, M) float32
+    mlm_label: Tensor  # (B, M) int64, the true ids there
+    patch_mask: Tensor  # (C, P) bool
+    mim_index: Tensor  # (C, M) int64, masked patches
+    mim_weight: Tensor  # (C, M) float32
+    word_start: Tensor  # (B, L) int64, position of the first piece of the word a piece belongs to
+    keyword_ok: Tensor  # (B, L) bool, may become a keyword
+    keyword_prior: Tensor  # (B, L) float32, score of psl.select controls; zeros with attention
+    image_id: Tensor  # (B,) int64, equal for captions of one image
+    code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
+    codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
+    uid: list[str] = field(default_factory=list)  # host side: who is in here
+    epoch: list[int] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; copies do not block the host."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU run beside the step."""
+        pinned = {
+            f.name: value.pin_memory()
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **pinned)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """What an objective returns: ``loss`` enters the total; ``metrics`` are detached scalars, still on the device.
+
+    ``metrics["hard"]`` is the part against the true targets: unlike the loss it does not move with soft_alpha.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Result of one evaluation task: numbers for the table and the summary, and what its figures are drawn from."""
+
+    task: str
+    metrics: dict[str, Any]
+    examples: list[dict[str, Any]] = field(default_factory=list)

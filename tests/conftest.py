@@ -1,0 +1,74 @@
+"""Shared fixtures: one Ray for the whole session, one small built-in world on disk."""
+
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from simla_ray.data import world
+from simla_ray.data.index import build_index
+from simla_ray.data.text import build_vocabulary, clean
+
+WORLD = {"train": 96, "val": 48, "test": 48}
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """A local Ray with a few logical CPUs, shared by all tests that need one."""
+    import ray
+
+    from simla_ray.data import pipeline
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for attempt in (1, 2):  # the raylet has 30 s to come up; under load the first try may miss it
+        try:
+            ray.init(
+                address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+            )  # fmt: skip
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
+    pipeline.quiet()
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def world_rows():
+    """Rows of a small world by split."""
+    return {
+        split: [world.make_row(0, split, i, 48, 3 if split == "train" else 1) for i in range(n)]
+        for split, n in WORLD.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def world_files(tmp_path_factory, world_rows) -> Path:
+    """The same rows as Parquet files, row groups of 16: train.parquet, val.parquet, test.parquet."""
+    folder = tmp_path_factory.mktemp("world")
+    for split, rows in world_rows.items():
+        pq.write_table(pa.Table.from_pylist(rows, schema=world.SCHEMA), folder / f"{split}.parquet", row_group_size=16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world_index(world_files):
+    return build_index([str(world_files / "train.parquet")], None, [], "data.train")
+
+
+@pytest.fixture(scope="session")
+def vocabulary(world_rows):
+    from simla_ray.config.load import load_run
+
+    captions = [clean(c, 30) for row in world_rows["train"] for c in row["captions"]]
+    return build_vocabulary(captions, load_run().text)

@@ -1,0 +1,40 @@
+import numpy as np
+
+from simla_ray.data.masking import mask_patches, mask_words
+
+
+def test_words_are_masked_80_10_10_and_never_specials():
+    rng = np.random.default_rng(0)
+    ids = np.arange(10, 1010)
+    maskable = np.ones(1000, dtype=bool)
+    maskable[::10] = False
+    fates = np.zeros(4)
+    for _ in range(100):
+        masked = mask_words(ids, maskable, 0.3, 3, 5000, rng)
+        assert not masked.chosen[~maskable].any()
+        assert np.array_equal(masked.ids[~masked.chosen], ids[~masked.chosen])
+        seen = masked.ids[masked.chosen]
+        own = ids[masked.chosen]
+        fates += [len(seen), (seen == 3).sum(), (seen == own).sum(), ((seen != 3) & (seen != own)).sum()]
+    assert abs(fates[0] / (900 * 100) - 0.3) < 0.01
+    assert np.allclose(fates[1:] / fates[0], [0.8, 0.1, 0.1], atol=0.01)
+
+
+def test_patches_come_in_blocks_up_to_the_limit():
+    rng = np.random.default_rng(0)
+    counts, neighbours = [], []
+    for _ in range(200):
+        mask = mask_patches(16, 75, rng).reshape(16, 16)
+        counts.append(mask.sum())
+        neighbours.append((mask[:, 1:] & mask[:, :-1]).sum() / max(1, mask.sum()))
+    assert max(counts) <= 75
+    assert np.mean(counts) > 60
+    assert np.mean(neighbours) > 0.6  # scattered patches at this rate would have 0.29
+
+
+def test_small_grids_are_masked_too():
+    rng = np.random.default_rng(0)
+    counts = [mask_patches(6, 10, rng).sum() for _ in range(200)]
+    assert max(counts) <= 10
+    assert min(counts) >= 1
+    assert np.mean(counts) > 7

@@ -1,0 +1,101 @@
+"""Files, indexes and the row: what is read, under which names, and what is refused."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from simla_ray.data.index import build_index
+from simla_ray.data.sources import read_column, read_rows
+from simla_ray.errors import UserError
+
+
+def test_parquet_rows_come_back_in_the_asked_order(world_files, world_rows, world_index):
+    assert len(world_index) == len(world_rows["train"])
+    ordinals = np.array([40, 3, 95, 17, 2])
+    got = [None] * 5
+    for unit, places, where in world_index.locate(ordinals):
+        for position, row in zip(where, read_rows(unit, places, None, ()), strict=True):
+            got[position] = row
+    for ordinal, row in zip(ordinals, got, strict=True):
+        expected = world_rows["train"][ordinal]
+        assert row["uid"] == expected["uid"]
+        assert row["image"] == expected["image"]
+        assert row["captions"] == expected["captions"]
+        assert [p["text"] for p in row["phrases"]] == [p["text"] for p in expected["phrases"]]
+        assert np.allclose(row["boxes"], expected["boxes"])
+
+
+def test_other_names_one_caption_and_missing_uids(tmp_path):
+    table = pa.table({"image": [b"a", b"b"], "caption": ["one", "two"]})
+    pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=1)
+    index = build_index([str(tmp_path / "*.parquet")], None, [], "data.train")
+    (row,) = read_rows(index.units[1], np.array([0]), None, ())
+    assert row == {"uid": "pairs:1", "image_id": "pairs:1", "image": b"b", "captions": ["two"]}
+
+
+def test_split_filter_keeps_dense_ordinals(tmp_path):
+    table = pa.table({"image": [b""] * 6, "text": list("abcdef"), "split": ["train", "val"] * 3})
+    pq.write_table(table, tmp_path / "p.parquet", row_group_size=4)
+    index = build_index([str(tmp_path)], "val", [], "data.val")
+    rows = [r["captions"][0] for u, p, _ in index.locate(np.arange(len(index))) for r in read_rows(u, p, None, ())]
+    assert rows == ["b", "d", "f"]
+    with pytest.raises(UserError, match=r"data\.val: .* holds no row with split dev"):
+        build_index([str(tmp_path)], "dev", [], "data.val")
+
+
+def test_json_list_reads_only_inside_the_roots(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.jpg").write_bytes(b"x")
+    (tmp_path / "secret").write_bytes(b"x")
+    entries = [
+        {"image": "a.jpg", "caption": "ok"},
+        {"image": "../secret", "caption": ["outside"]},
+        {"image": str(tmp_path / "secret"), "caption": "outside too"},
+        {"image": "gone.jpg", "caption": "missing"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(entries))
+    index = build_index([str(tmp_path / "list.json")], None, [images], "data.train")
+    rows = read_rows(index.units[0], np.arange(4), None, index.roots)
+    assert rows[0]["image"] == images / "a.jpg"
+    assert [r["image"] for r in rows[1:]] == ["image_outside_roots", "image_outside_roots", "image_missing"]
+    assert rows[1]["captions"] == ["outside"]
+    assert rows[0]["image_id"] == "a.jpg"
+    assert read_column(index.units[0], "license") == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: str(p / "nothing.parquet"), "does not exist"),
+        (lambda p: _write(p / "x.csv", b"a"), "neither .parquet nor"),
+        (lambda p: _write(p / "x.parquet", b"junk"), "not a readable Parquet file"),
+        (lambda p: _write(p / "x.json", b"{"), "not a readable JSON file"),
+        (lambda p: _write(p / "x.json", b'{"a": 1}'), "expected a list"),
+        (lambda p: _write(p / "x.json", b"[]"), "holds no row"),
+        (lambda p: _table(p / "x.parquet", {"caption": ["a"]}), "no column image; found caption"),
+        (lambda p: _table(p / "x.parquet", {"image": [b"a"]}), "no column captions or caption or text; found image"),
+    ],
+)
+def test_bad_files_give_one_clear_error(tmp_path, make, message):
+    with pytest.raises(UserError, match=message):
+        build_index([make(tmp_path)], None, [], "data.train")
+
+
+def _write(path, content):
+    path.write_bytes(content)
+    return str(path)
+
+
+def _table(path, columns):
+    pq.write_table(pa.table(columns), path)
+    return str(path)
+
+
+def test_fingerprint_follows_the_data(world_files, world_index, tmp_path):
+    again = build_index([str(world_files / "train.parquet")], None, [], "data.train")
+    other = build_index([str(world_files / "val.parquet")], None, [], "data.train")
+    assert again.fingerprint() == world_index.fingerprint() != other.fingerprint()
