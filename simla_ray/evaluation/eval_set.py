@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from simla_ray.data.text import clean
 from simla_ray.data.world import satisfies
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import TEXTS, Scorer
-from simla_ray.evaluation.work import Work, chunks_of, interleave
+from simla_ray.evaluation.work import Work, chunks_of, interleave, once
 
 #: Images of a chunk of work.
 IMAGES = 32
@@ -75,7 +74,7 @@ class EvalSet:
     """Images, captions and distinct texts, numbered; the same on every rank.
 
     Captions are numbered through all images; equal captions are one text, so that their scores are exactly equal. The
-    cached properties are collective: every rank reads them, in the same order.
+    properties marked ``once`` are collective: every rank reads them, in the same order.
     """
 
     def __init__(self, scorer: Scorer, work: Work, items: Sequence[Item], n_rows: int, dropped: Mapping[str, int]):
@@ -122,7 +121,7 @@ class EvalSet:
         """(n, 3, px, px) uint8"""
         return np.stack([self.items[i].image for i in numbers])
 
-    @cached_property
+    @once
     def image_vectors(self) -> np.ndarray:
         """(images, E) unit rows, float32"""
 
@@ -131,7 +130,7 @@ class EvalSet:
 
         return np.concatenate(self.work.map(encode, chunks_of(len(self), IMAGES)))
 
-    @cached_property
+    @once
     def text_vectors(self) -> np.ndarray:
         """(texts, E) unit rows, float32"""
 
@@ -140,12 +139,12 @@ class EvalSet:
 
         return np.concatenate(self.work.map(encode, chunks_of(len(self.texts), TEXTS)))
 
-    @cached_property
+    @once
     def _text_tokens(self) -> tuple[Tensor, Tensor]:
         """ids and mask (texts, L), on the device"""
         return self.scorer.tokenize(self.texts)
 
-    @cached_property
+    @once
     def satisfied(self) -> np.ndarray | None:
         """(images, captions) bool, whether a scene of the built-in world makes a caption true; None for other data."""
         if any(item.scene is None or item.claims is None for item in self.items):
@@ -209,7 +208,8 @@ def split_dropped(loaded: Iterable[Item | str]) -> tuple[list[Item], dict[str, i
     Raises:
         UserError: nothing is left.
     """
-    items, reasons = [], Counter()
+    items: list[Item] = []
+    reasons: Counter[str] = Counter()
     for item in loaded:
         if isinstance(item, Item):
             items.append(item)

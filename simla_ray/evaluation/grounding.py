@@ -60,7 +60,7 @@ def points_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """points (n, 2) x, y and boxes (m, 4) x1, y1, x2, y2 -> (n,) bool, inside any of them; edges count."""
     x, y = points[:, None, 0], points[:, None, 1]
     inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])
-    return inside.any(axis=1)
+    return np.any(inside, axis=1)
 
 
 def patch_centres(grid: int) -> np.ndarray:

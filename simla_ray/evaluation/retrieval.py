@@ -162,7 +162,7 @@ def chance(right_captions: np.ndarray, right_images: np.ndarray) -> dict[str, fl
 class Ranking:
     """One direction of retrieval.
 
-    ``candidates`` (q, k) keys, best first; their ``scores`` (q, k); ``ranks`` (q,) of the queries by what counts as right.
+    ``candidates`` (q, k): keys, best first; ``scores`` (q, k): theirs; ``ranks`` (q,): by what counts as right.
     """
 
     candidates: np.ndarray

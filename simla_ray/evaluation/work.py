@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,6 +28,21 @@ class Work:
     def map(self, function: Callable[[T], R], chunks: Sequence[T]) -> list[R]:
         """``[function(chunk) for chunk in chunks]``. Collective; results must be picklable and on the host."""
         return interleave(self.gather([function(chunk) for chunk in chunks[self.rank :: self.world]]))
+
+
+class once(Generic[R]):  # noqa: N801  (used as a decorator, like property)
+    """A property that is computed when first read.
+
+    ``functools.cached_property`` of Python 3.11 holds a lock meanwhile that all instances share: where ranks are threads of
+    one process, a collective inside it would wait forever.
+    """
+
+    def __init__(self, function: Callable[[Any], R]):
+        self.function, self.__doc__ = function, function.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> R:
+        value = instance.__dict__[self.function.__name__] = self.function(instance)
+        return value
 
 
 def interleave(shards: Sequence[Sequence[T]]) -> list[T]:

@@ -37,10 +37,12 @@ def _lead(*text: str) -> Markup:
 
 
 def _retrieval(examples: list[Example]) -> list[Markup]:
-    text = "For each caption its own picture, then the pictures that the model ranks highest, with their scores. "
-    text += "A heavy frame and a tick mark the caption's own picture"
-    fits = any(hit.get("satisfied") and not hit.get("right") for e in examples for hit in e.get("top", []))
-    text += ", a thin dashed frame another one of which the caption is true as well." if fits else "."
+    text = "For each caption the rows that the model ranks highest, with their scores; a tick marks the caption's own."
+    if any(decode_picture(example.get("image")) for example in examples):
+        text = "For each caption its own picture, then the pictures that the model ranks highest, with their scores. "
+        text += "A heavy frame and a tick mark the caption's own picture."
+    if any(hit.get("satisfied") and not hit.get("right") for e in examples for hit in e.get("top", [])):
+        text += ' "Fits" are others of which the caption is true as well.'
     return [_lead(text, PICKED), tag("div", *map(_query, examples), class_="cards wide")]
 
 

@@ -20,7 +20,7 @@ from simla_ray.report.markup import data_uri
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the yellow ones darkened for a light ground.
 COLORS = {"itc": "#0072B2", "itm": "#C44E00", "mlm": "#008060", "mim": "#B0568A", "psl": "#A87900"}
 MARKERS = {"itc": "o", "itm": "s", "mlm": "^", "mim": "D", "psl": "v"}
-INK, FAINT, PAPER = "#24292f", "#6b737c", "#ffffff"
+INK, FAINT = "#24292f", "#6b737c"
 #: Points drawn of a curve; longer runs are thinned.
 MAX_POINTS = 500
 HEAT_PX = 256
@@ -80,8 +80,7 @@ def accuracy_curves(frame: Frame, curves: dict[str, Points]) -> str:
 def rate_curve(frame: Frame, rate: Points) -> str:
     """Learning rate over the steps."""
     with _panel(frame) as (figure, ax):
-        every = max(1, len(rate) // MAX_POINTS)
-        ax.plot(*_arrays(rate[::every]), color=COLORS["mlm"], lw=1.8)
+        ax.plot(*_arrays(_thinned(rate)), color=COLORS["mlm"], lw=1.8)
         ax.set_ylim(0)
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
     return _svg(figure, "lr")
@@ -89,6 +88,7 @@ def rate_curve(frame: Frame, rate: Points) -> str:
 
 def speed_curve(frame: Frame, rate: Points, wait: Points) -> str:
     """Pairs per second, and below it the share of the time in which the step waits for data."""
+    rate, wait = _thinned(rate), _thinned(wait)
     with _panel(frame, rows=2) as (figure, axes):
         top, bottom = axes
         top.plot(*_arrays(rate), color=COLORS["itc"], lw=1.4)
@@ -103,16 +103,15 @@ def speed_curve(frame: Frame, rate: Points, wait: Points) -> str:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a thirtieth of the curve, centred so that it does not lag, narrower towards both ends.
+    """Mean over a window of a thirtieth of the curve, centred so that it does not lag; cut off at both ends.
 
     What is not finite is left out; NaN where nothing is left.
     """
     good = np.isfinite(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(good, values, 0.0))])
     count = np.concatenate([[0], np.cumsum(good)])
-    place = np.arange(len(values))
-    half = np.minimum(len(values) // 60, np.minimum(place, len(values) - 1 - place))
-    low, high = place - half, place + half + 1
+    place, half = np.arange(len(values)), len(values) // 60
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
     n = count[high] - count[low]
     return np.where(n > 0, (total[high] - total[low]) / np.maximum(n, 1), np.nan)
 
@@ -184,6 +183,10 @@ def _fit_height(ax: Axes, raw: np.ndarray, *lines: np.ndarray) -> None:
 
 def _legend(ax: Axes, place: str = "upper right", columns: int = 1) -> None:
     ax.legend(loc=place, fontsize=8, ncols=columns, handlelength=1.8, borderaxespad=0.2)
+
+
+def _thinned(points: Points) -> Points:
+    return points[:: max(1, len(points) // MAX_POINTS)]
 
 
 def _arrays(points: Points) -> tuple[np.ndarray, np.ndarray]:

@@ -59,10 +59,9 @@ def number(value: float, digits: int = 3) -> str:
     """A number with that many significant digits, without an exponent where a reader needs none."""
     if not math.isfinite(value):
         return str(value)
-    size = math.floor(math.log10(abs(value))) if value else 0
-    if size < -4 or size > 6:
-        return f"{value:.{digits - 1}e}"
-    return f"{value:.{max(0, digits - 1 - size)}f}"
+    scientific = f"{value:.{digits - 1}e}"
+    size = int(scientific.partition("e")[2])
+    return scientific if size < -4 or size > 6 else f"{value:.{max(0, digits - 1 - size)}f}"
 
 
 def clock(seconds: float) -> str:

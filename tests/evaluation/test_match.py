@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from simla_ray.evaluation import match
+from simla_ray.evaluation.eval_set import EvalSet
+from simla_ray.evaluation.match import auc
+from simla_ray.evaluation.work import Work
+
+from .conftest import make_scorer
+
+
+def slow_auc(right, wrong):
+    return np.mean([(a > b) + (a == b) / 2 for a in right for b in wrong])
+
+
+def test_auc_against_a_double_loop():
+    rng = np.random.default_rng(0)
+    for levels in (2, 5, 1000):
+        right, wrong = rng.integers(0, levels, 40).astype(float), rng.integers(0, levels, 25).astype(float)
+        assert auc(right, wrong) == pytest.approx(slow_auc(right, wrong))
+
+
+def test_auc_by_hand():
+    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert auc(np.array([0.0]), np.array([1.0])) == 0.0
+    assert auc(np.array([1.0, 1.0]), np.array([1.0])) == 0.5
+    assert auc(np.array([-np.inf]), np.array([-np.inf, -np.inf])) == 0.5
+
+
+def test_measure_against_a_loop(data):
+    n = len(data)
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(n, len(data.texts)))
+    data.__dict__["image_vectors"] = rng.normal(size=(n, 6))
+    data.__dict__["text_vectors"] = rng.normal(size=(len(data.texts), 6))
+    data.match_logits = lambda image, text: logits[image, text]
+    first = data.text_of_caption[data.first_caption]
+    similar = data.image_vectors @ data.text_vectors[first].T
+    true = data.satisfied[:, data.first_caption]
+    right, random, hard = [], [], []
+    for i, other in enumerate(data.derangement()):
+        right.append(logits[i, first[i]])
+        if not true[other, i]:
+            random.append(logits[other, first[i]])
+        image = max((j for j in range(n) if not true[j, i]), key=lambda j: similar[j, i])
+        caption = max((j for j in range(n) if not true[i, j]), key=lambda j: similar[i, j])
+        hard += [logits[image, first[i]], logits[i, first[caption]]]
+    result = match.measure(data)
+    assert result.metrics == {
+        "n": n,
+        "auc_random": pytest.approx(slow_auc(right, random)),
+        "auc_hard": pytest.approx(slow_auc(right, hard)),
+    }
+    assert {example["hit"] for example in result.examples} == {True, False}
+    for example in result.examples:
+        assert example["hit"] == (example["logit"] > example["wrong"]["logit"])
+        assert "image" in example and "image" in example["wrong"]
+
+
+def test_equal_captions_are_no_hard_negatives(scorer, world_rows):
+    rows = [{k: v for k, v in row.items() if k not in ("claims", "scene")} for row in world_rows["test"][:3]]
+    rows[1]["captions"] = rows[0]["captions"]
+    data = EvalSet.load(scorer, rows, Work())
+    text = data.text_of_caption[data.first_caption]
+    image, caption, found = match._hardest(data, text)
+    assert found.all() and image[:2].tolist() == [2, 2] and caption[:2].tolist() == [2, 2]
+
+
+def test_nothing_wrong_to_compare_with(scorer, world_rows):
+    rows = [{k: v for k, v in row.items() if k not in ("claims", "scene")} for row in world_rows["test"][:2]]
+    rows[1]["captions"] = rows[0]["captions"]
+    assert match.measure(EvalSet.load(scorer, rows, Work())) is None
+
+
+def test_without_itc_only_random_pairs(vocabulary, world_rows):
+    scorer = make_scorer(vocabulary, objectives__itc__weight=0, eval__best="last")
+    metrics = match.measure(EvalSet.load(scorer, world_rows["test"][:6], Work())).metrics
+    assert set(metrics) == {"n", "auc_random"}
