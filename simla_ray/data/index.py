@@ -52,4 +52,4 @@ def build_index(uris: Sequence[str], split: str | None, roots: Sequence[Path], k
     if not units:
         kept = f" with split {split}" if split is not None else ""
         raise UserError(f"{key}: {', '.join(uris)} holds no row{kept}")
-    return Index(tuple(units), tuple(str(r) for r in roots))
+    return Index(tuple(units), tuple(str(r.absolute()) for r in roots))

@@ -43,11 +43,11 @@ def list_files(uris: Sequence[str], key: str) -> list[Path]:
     """
     files: list[Path] = []
     for uri in uris:
-        path = Path(uri)
+        path = Path(uri).absolute()  # workers run elsewhere
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix in (".parquet", ".json"))
         elif any(c in uri for c in "*?["):
-            found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
+            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
         else:
             found = [path] if path.exists() else []
         if not found:

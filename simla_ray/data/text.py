@@ -116,20 +116,31 @@ def build_vocabulary(captions: Iterable[str], text: Text) -> Vocabulary:
             lines[caption] += 1
         n += 1
     if text.vocab == "train":
-        trained = BertWordPieceTokenizer(clean_text=True, lowercase=True)
-        trained.train_from_iterator(
-            (line for line in sorted(lines) for _ in range(lines[line])),
-            vocab_size=text.vocab_size,
-            min_frequency=2,
-            special_tokens=list(SPECIALS),
-            show_progress=False,
-        )
-        tokenizer = trained._tokenizer
+        tokenizer = _train_wordpiece(lines, text.vocab_size)
     elif Path(text.vocab).is_file():
         tokenizer = BertWordPieceTokenizer(text.vocab, lowercase=True)._tokenizer
     else:
         tokenizer = _hub_tokenizer(text.vocab)
     return Vocabulary(tokenizer, {word: count / max(n, 1) for word, count in sorted(counts.items())})
+
+
+def _train_wordpiece(lines: Counter[str], vocab_size: int) -> Tokenizer:
+    """WordPiece over lines with their counts; the same ids in every process.
+
+    The trainer numbers the continuing pieces of single letters in the order of a hash map that differs from process to process,
+    and breaks ties between merges by these numbers. Naming them first pins both; the final ids are the sorted pieces.
+    """
+    letters = sorted({f"##{letter}" for line in lines for word in line.split() for letter in word[1:]})
+    trained = BertWordPieceTokenizer(clean_text=True, lowercase=True)
+    trained.train_from_iterator(
+        (line for line in sorted(lines) for _ in range(lines[line])),
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[*SPECIALS, *letters],
+        show_progress=False,
+    )
+    pieces = sorted(set(trained.get_vocab()) - set(SPECIALS))
+    return BertWordPieceTokenizer({p: i for i, p in enumerate((*SPECIALS, *pieces))}, lowercase=True)._tokenizer
 
 
 def _hub_tokenizer(name: str) -> Tokenizer:

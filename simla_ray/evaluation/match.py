@@ -29,7 +29,8 @@ def measure(data: EvalSet) -> EvalResult | None:
     Metrics: ``auc_random``, against one random wrong image per caption; ``auc_hard``, with ITC, against the most
     similar wrong image of each caption and the most similar wrong caption of each image; ``n`` true pairs. A pair that
     is known to be true as well is no wrong one: equal captions, and in the built-in world captions that the image
-    satisfies. None without ITM, or with one image.
+    satisfies. ``auc_hard`` can lie below one half: its wrong pairs are picked for looking right. None without ITM, or
+    with one image.
     """
     if "itm" not in data.active or len(data) < 2:
         return None
@@ -86,15 +87,13 @@ def _hardest(data: EvalSet, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 def _examples(data: EvalSet, right: np.ndarray, wrong_image: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:
     examples = []
     for i in pick(right > wrong):
-        other = {"uid": data.items[wrong_image[i]].uid, "logit": number(wrong[i])} | data.picture(wrong_image[i])
-        examples.append(
-            {
-                "uid": data.items[i].uid,
-                "caption": data.items[i].captions[0],
-                "logit": number(right[i]),
-                "hit": bool(right[i] > wrong[i]),
-                "wrong": other,
-            }
-            | data.picture(i)
-        )
+        other = int(wrong_image[i])
+        example = {
+            "uid": data.items[i].uid,
+            "caption": data.items[i].captions[0],
+            "logit": number(right[i]),
+            "hit": bool(right[i] > wrong[i]),
+            "wrong": {"uid": data.items[other].uid, "logit": number(wrong[i]), **data.picture(other)},
+        }
+        examples.append(example | data.picture(i))
     return examples

@@ -33,8 +33,8 @@ class Work:
 class once(Generic[R]):  # noqa: N801  (used as a decorator, like property)
     """A property that is computed when first read.
 
-    ``functools.cached_property`` of Python 3.11 holds a lock meanwhile that all instances share: where ranks are threads of
-    one process, a collective inside it would wait forever.
+    ``functools.cached_property`` of Python 3.11 holds a lock meanwhile that all instances share: where ranks are
+    threads of one process, a collective inside it would wait forever.
     """
 
     def __init__(self, function: Callable[[Any], R]):

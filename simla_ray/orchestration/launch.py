@@ -23,7 +23,8 @@ from simla_ray.errors import UserError
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.manifest import write_manifest
 from simla_ray.orchestration.plan import plan
-from simla_ray.orchestration.prepare import Prepared, build_indexes, prepare, uses_world
+from simla_ray.orchestration.preflight import check
+from simla_ray.orchestration.prepare import Prepared, prepare
 from simla_ray.orchestration.runs import fresh_name, run_folder
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import train_worker
@@ -49,6 +50,7 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     Raises:
         UserError: anything wrong with config, data or resources, before a worker starts; or a changed ``identity`` key.
     """
+    run, _ = check(run)  # every mistake that can be seen now is said before Ray starts
     if run.name is None:
         run = run.model_copy(update={"name": fresh_name(run)})
     folder = run_folder(run)
@@ -59,8 +61,6 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     if finished.exists():
         say(f"run        {folder} is finished")
         return json.loads(finished.read_text())
-    if not uses_world(run):
-        build_indexes(run)  # every mistake in the data is said before Ray starts
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         cluster = clusters.join(run)

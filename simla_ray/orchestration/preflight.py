@@ -1,43 +1,96 @@
-"""``--dry-run``: check config, data and resources, and say what would happen. Starts no worker and no Ray of its own."""
+"""What can be seen before anything is started: mistakes in config, data and resources, and the plan of ``--dry-run``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from simla_ray.config.load import load_run, to_dict
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
+from simla_ray.data.index import Index
 from simla_ray.data.order import Order
+from simla_ray.data.text import load_stop_words
+from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import check_local_devices, join, joins
 from simla_ray.orchestration.manifest import fallbacks
 from simla_ray.orchestration.plan import plan
-from simla_ray.orchestration.prepare import build_indexes, uris_of, uses_world, world_folder
-from simla_ray.orchestration.runs import fresh_name
+from simla_ray.orchestration.prepare import build_indexes, check_rows, uris_of, uses_world, world_folder, world_uri
+from simla_ray.orchestration.runs import find_run, fresh_name
+from simla_ray.training.checkpoint import find_checkpoint
+
+#: Keys that may hold a path relative to where the command was given; workers run elsewhere.
+PATH_KEYS = ("text.vocab", "text.weights", "codes.source", "objectives.psl.stop_words", "objectives.psl.vocab")
 
 
-def dry_run(run: Run) -> str:
-    """The plan of a run and its arithmetic, a line each.
+def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
+    """Look for everything that would stop the run, without starting Ray.
+
+    Returns:
+        The run with absolute paths, and the indexes of its data; None where the built-in world is still to be generated.
 
     Raises:
-        UserError: whatever would stop the run before its first step.
+        UserError: the first thing that is wrong.
     """
     if joins(run) is None:
         check_local_devices(run)
+    run = _with_absolute_paths(run)
+    psl = run.objectives.psl
+    if psl is not None:
+        for words in (psl.stop_words, psl.vocab):
+            load_stop_words(str(words) if words is not None else None)
+    if run.codes.source is not None and not run.codes.source.exists():
+        raise UserError(f"codes.source: {run.codes.source} does not exist")
+    if uses_world(run):
+        for name in ("train", "val", "test"):
+            for uri in uris_of(run, name)[0]:
+                world_uri(run, uri, f"data.{name}")
+        if not (world_folder(run) / "world.json").exists():
+            return run, None
+    indexes = build_indexes(run)
+    check_rows(run, indexes["train"])
+    return run, indexes
+
+
+def dry_run(run: Run) -> str:
+    """The plan of a run and its arithmetic, a line each. A cluster that the config names is joined and looked at."""
+    run, indexes = check(run)
+    if joins(run) is None:
         lines = ["cluster    a Ray of its own would be started on this machine"]
     else:
         lines = [join(run).line()]
     lines.append(f"run        {run.label}, seed {run.seed} -> {run.storage.resolve() / (run.name or fresh_name(run))}")
-    if uses_world(run) and not world_folder(run).exists():
-        rows = run.world.n_train
-        lines.append(f"data       the built-in world would be generated: {rows} train, {run.world.n_val} val, {run.world.n_test} test")
-        steps = Order((rows,), run.micro_batches, run.data.shuffle_window, run.seed).steps
+    if indexes is None:
+        w = run.world
+        rows = w.n_train
+        lines.append(f"data       the built-in world would be generated: {rows} train, {w.n_val} val, {w.n_test} test")
+        order = Order((rows,), run.micro_batches, run.data.shuffle_window, run.seed)
     else:
-        indexes = build_indexes(run)
         rows = len(indexes["train"])
-        steps = pipeline.order_of(run, indexes["train"]).steps
+        order = pipeline.order_of(run, indexes["train"])
         for name, index in indexes.items():
             uris, split = uris_of(run, name)
             kept = f", split {split}" if split else ""
-            lines.append(f"data       {name}: {len(index)} rows in {len(index.units)} row groups of {', '.join(uris)}{kept}")
-    total = run.optim.max_steps or steps(run.optim.epochs, run.batch.micro)
-    lines += plan(run, rows, total)
-    lines += [f"not as published: {f}" for f in fallbacks(run)]
-    lines.append("nothing was trained; the same command without --dry-run does it")
+            groups = f"{len(index.units)} row group{'s' * (len(index.units) != 1)}"
+            lines.append(f"data       {name}: {len(index)} rows in {groups} of {', '.join(uris)}{kept}")
+    lines += plan(run, rows, run.optim.max_steps or order.steps(run.optim.epochs, run.batch.micro))
+    lines += [f"differs    {f}" for f in fallbacks(run)]
+    lines.append("dry run    nothing was trained; the same command without --dry-run does it")
     return "\n".join(lines)
+
+
+def _with_absolute_paths(run: Run) -> Run:
+    changes: dict[str, Any] = {"storage": str(run.storage.absolute())}
+    if run.init_from is not None:
+        folder = find_run(Path(run.init_from), run.storage)
+        if find_checkpoint(folder / "checkpoints") is None:
+            raise UserError(f"init_from: {folder} holds no complete checkpoint")
+        changes["init_from"] = str(folder)
+    tree = to_dict(run)
+    for key in PATH_KEYS:
+        value: Any = tree
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is not None and Path(value).exists():
+            changes[key] = str(Path(value).absolute())
+    return load_run(overrides={**tree, **changes}, presets=False)

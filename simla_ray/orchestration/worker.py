@@ -23,6 +23,7 @@ from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.models.checkpoint_io import load_bert
 from simla_ray.models.model import Model
+from simla_ray.models.precision import autocast_dtype
 from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.validation import Validation
@@ -31,7 +32,7 @@ from simla_ray.training.comm import Comm
 from simla_ray.training.log import RunLog, read_lines
 from simla_ray.training.loop import Loop
 from simla_ray.training.state import State
-from simla_ray.training.step import Losses, Step, autocast_dtype
+from simla_ray.training.step import Losses, Step
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -45,6 +46,9 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(run.ray.cpus_per_worker)))
+        # Scattered additions of several threads come in any order; on a GPU the deterministic kernels cost too much.
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     comm = Comm()
     pipeline.quiet()
     logging.getLogger("ray.train").setLevel(logging.WARNING)

@@ -57,7 +57,8 @@ def load_checkpoint(folder: Path, run: Run, model: Model, optimizer: torch.optim
         moments.setdefault(name, {})[moment] = value
     for name, parameter in named_parameters(model):
         if name in moments:
-            optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in moments[name].items()}
+            # Cloned out of the file's buffer: vector kernels round differently on memory that is not aligned.
+            optimizer.state[parameter] = {m: t.clone().to(parameter.device) for m, t in moments[name].items()}
     return State.from_json(json.loads((folder / "state.json").read_text()), run.micro_batches)
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from simla_ray.config.schema import Distilled, Precision, Run, ScheduleKind
+from simla_ray.config.schema import Distilled, Run, ScheduleKind
 from simla_ray.models.forward import Needs, forward_cross
 from simla_ray.models.model import Model
+from simla_ray.models.precision import autocast
 from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
 from simla_ray.training.comm import Comm
 from simla_ray.training.optim import build_optimizer, learning_rate
@@ -77,7 +78,6 @@ class Step:
         self.run, self.losses, self.total, self.comm, self.device = run, losses, total_steps, comm, device
         self.model = losses.model
         self.optimizer = build_optimizer(self.model, run.optim)
-        self.autocast = autocast_dtype(run, device)
         self.active: set[str] = set()
         self.wrapped: nn.Module = losses
 
@@ -104,7 +104,7 @@ class Step:
             last = i == len(batches) - 1
             waits = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                with autocast(run, self.device):
                     total, terms, image_key, text_key = self.wrapped(
                         batch, self.active, alphas, itm_eps_at(run.objectives.itm, progress)
                     )
@@ -188,15 +188,6 @@ def alphas_at(run: Run, progress: float) -> dict[str, float]:
 def step_seed(seed: int, step: int, micro_batch: int) -> int:
     """Seed of dropout and ITM's draws."""
     return int(np.random.SeedSequence([seed, 3, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def autocast_dtype(run: Run, device: torch.device) -> torch.dtype | None:
-    """bfloat16 or None for float32."""
-    if run.precision is Precision.bf16:
-        return torch.bfloat16
-    if run.precision is Precision.auto and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return None
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from simla_ray.config.schema import Run
+from simla_ray.models.precision import autocast
 from simla_ray.objectives.terms import itm_eps_at
 from simla_ray.training.comm import Comm
-from simla_ray.training.step import Losses, autocast_dtype, step_seed
+from simla_ray.training.step import Losses, step_seed
 from simla_ray.types import Batch
 
 #: Objective -> metrics reported of it.
@@ -25,12 +26,11 @@ def fixed_losses(
     """
     active = set(run.objectives.active())
     alphas = dict.fromkeys(active, 0.0)
-    dtype = autocast_dtype(run, device)
     losses.eval()
     sums: dict[str, torch.Tensor] = {}
     for number, batch in batches:
         torch.manual_seed(step_seed(run.seed, -1 % 2**31, number))
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with autocast(run, device):
             _, terms, _, _ = losses(batch.to(device), active, alphas, itm_eps_at(run.objectives.itm, 1.0))
         for name, term in terms.items():
             for metric in REPORTED:

@@ -25,7 +25,7 @@ def test_cam_by_hand():
 
 
 def slow_cam(model, image_tokens, ids):
-    """One phrase without padding over image_tokens (N, D): forward by hand in float64, gradients by autograd, then loops."""
+    """One phrase without padding over image_tokens (N, D): float64 forward by hand, autograd, then loops."""
     text, memory = model.student.text, image_tokens.double()
     kept = []
 

@@ -62,8 +62,9 @@ def test_truth(data):
     assert truth_of(replace(item, captions=["a red circle"]), stop_words) == (frozenset(), None)
 
 
-def test_measure_against_a_loop(data):
-    scorer, vocabulary = data.scorer, data.scorer.vocabulary
+def test_measure_against_a_loop(vocabulary, world_rows):
+    scorer = make_scorer(vocabulary)
+    data = EvalSet.load(scorer, world_rows["train"][:40], Work())
     with torch.no_grad():  # a teacher that is not the student
         for parameter in scorer.model.teacher.master.concept_head.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

@@ -102,10 +102,11 @@ def test_cross_attention_equals_berts_decoder_without_the_causal_mask():
     )
     text.load_state_dict(state)  # strict: the names are the same
     ids, mask = inputs()
-    states, memory_mask = torch.randn(3, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    states, memory_mask = torch.randn(3, 5, 16), torch.arange(5) < torch.tensor([[5], [3], [1]])
+    full = torch.zeros(3, 1, 6, 6).masked_fill(~mask[:, None, None, :], -1e9)  # 4-D masks are added as they are
     with torch.no_grad():
         theirs = bert(
-            input_ids=ids, attention_mask=mask[:, None, None, :].expand(3, 1, 6, 6), encoder_hidden_states=states,
+            input_ids=ids, attention_mask=full, encoder_hidden_states=states,
             encoder_attention_mask=memory_mask.long(), use_cache=False,
         ).last_hidden_state  # fmt: skip
         ours = text.encode(ids, mask, Memory(states, memory_mask))

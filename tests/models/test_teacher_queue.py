@@ -61,9 +61,7 @@ def test_copy_from_and_refresh():
         for p in student.parameters():
             p.add_(1)
     teacher.copy_from(student)
-    for s, m, low in zip(
-        student.parameters(), teacher.master.parameters(), teacher.low.parameters(), strict=True
-    ):
+    for s, m, low in zip(student.parameters(), teacher.master.parameters(), teacher.low.parameters(), strict=True):
         assert torch.equal(s, m) and torch.equal(s.bfloat16(), low)
 
 

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+import simla_ray.models  # noqa: F401  before transformers: makes it importable beside a CPU-only torch
+
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread():

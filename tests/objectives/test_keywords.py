@@ -126,7 +126,7 @@ def test_a_row_without_candidates_stays_empty():
 
 
 def test_a_word_collects_the_attention_of_its_pieces():
-    """Word 1 has pieces 1 and 2 (0.25 + 0.25), word 3 one piece of 0.4: pieces favour 3, words favour 1 with both pieces."""
+    """Word 1 has two pieces of 0.25, word 3 one piece of 0.4: pieces favour 3, words favour 1 with both pieces."""
     attention, start = [[[0.1, 0.25, 0.25, 0.4]]], [[0, 1, 1, 3]]
     ok = [[False, True, True, True]]
     assert choose(attention, ok, Psl(**PIECE), start) == [[3]]

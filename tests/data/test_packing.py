@@ -1,0 +1,84 @@
+"""A stream of samples with lanes interleaved and rows dropped -> full micro-batches with exact positions."""
+
+import numpy as np
+import pytest
+
+from simla_ray.config.load import load_run
+from simla_ray.data.decode import DropRow
+from simla_ray.data.order import Order, Position
+from simla_ray.data.packing import pack
+from simla_ray.data.pipeline import WindowReader, order_of, worker_lanes
+from simla_ray.data.sample import SampleMaker
+
+RUN = load_run(overrides=["batch.micro=8", "batch.global=16", "data.shuffle_window=24"])
+
+
+def blocks(reader: WindowReader, order: Order, lanes, windows: int):
+    streams = [order.windows(lane, Position()) for lane in lanes]
+    for _ in range(windows):
+        for stream in streams:
+            w = next(stream)
+            yield from reader({n: np.array([getattr(w, n)]) for n in ("lane", "epoch", "start", "stop")})
+
+
+@pytest.fixture
+def reader(world_index, vocabulary):
+    return WindowReader(RUN, world_index, order_of(RUN, world_index), vocabulary)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_micro_batches_do_not_depend_on_the_number_of_workers(reader, world_index, workers):
+    order = order_of(RUN, world_index)
+    seen = {}
+    for rank in range(workers):
+        lanes = worker_lanes(RUN.micro_batches, workers, rank)
+        for packed in pack(blocks(reader, order, lanes, 4), lanes, RUN):
+            seen.setdefault(packed.lane, []).append(packed.batch.uid)
+    expected = {}
+    for lane in range(RUN.micro_batches):
+        stream = (int(o) for w in _take(order.windows(lane, Position()), 4) for o in order.ordinals(w))
+        uids = [f"world-train-{o:06d}" for o in stream]
+        expected[lane] = [uids[i : i + 8] for i in range(0, len(uids) - 7, 8)]
+    for lane, batches in expected.items():
+        assert seen[lane] == batches[: len(seen[lane])]
+        assert len(seen[lane]) >= len(batches) - 1
+
+
+def test_dropped_rows_are_packed_over_and_named(reader, world_index, monkeypatch):
+    make = SampleMaker.__call__
+
+    def failing(self, row, epoch):
+        if row["uid"].endswith(("3", "7")):
+            raise DropRow("image_unreadable")
+        return make(self, row, epoch)
+
+    monkeypatch.setattr(SampleMaker, "__call__", failing)
+    order = order_of(RUN, world_index)
+    packs = list(pack(blocks(reader, order, [0], 4), [0], RUN))
+    assert all(len(p.batch.uid) == 8 for p in packs)
+    used = [u for p in packs for u in p.batch.uid]
+    dropped = [d.uid for p in packs for d in p.dropped]
+    assert dropped
+    assert all(d.endswith(("3", "7")) for d in dropped)
+    assert not any(u.endswith(("3", "7")) for u in used)
+    passed = packs[-1].position.epoch * order.lane_rows(0) + packs[-1].position.offset
+    assert passed == len(used) + len(dropped)
+
+
+def test_a_block_of_dropped_rows_only_keeps_the_shapes(reader, world_index, monkeypatch):
+    make = SampleMaker.__call__
+
+    def failing(self, row, epoch):
+        if row["uid"]:
+            raise DropRow("caption_empty")
+        return make(self, row, epoch)
+
+    monkeypatch.setattr(SampleMaker, "__call__", failing)
+    block = next(iter(blocks(reader, order_of(RUN, world_index), [0], 1)))
+    assert set(block["drop"]) == {"caption_empty"}
+    assert block["image"].shape[1:] == (3, 48, 48)
+    assert not block["image"].any()
+
+
+def _take(iterator, n):
+    return [next(iterator) for _ in range(n)]

@@ -1,0 +1,78 @@
+"""The Ray datasets: the stream is the plan, in order, from any cursor; the preparing jobs see every row."""
+
+import numpy as np
+import pytest
+
+from simla_ray.config.load import load_run
+from simla_ray.data import pipeline
+from simla_ray.data.codes import kmeans, pixel_patches
+from simla_ray.data.cursor import Cursor
+from simla_ray.data.order import Position
+from simla_ray.data.packing import pack
+from simla_ray.data.text import clean
+
+RUN = load_run(overrides=["batch.micro=8", "batch.global=16", "data.shuffle_window=24"])
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("start", [Position(), Position(0, 17), Position(1, 47)])
+def test_training_stream_is_the_order_from_the_cursor_on(ray_session, world_index, vocabulary, start):
+    order = pipeline.order_of(RUN, world_index)
+    cursor = Cursor.start(2).moved([(1, start)])
+    dataset = pipeline.training_stream(RUN, world_index, vocabulary, [1], cursor, 6, 2)
+    (shard,) = dataset.streaming_split(1)
+    packs = []
+    for packed in pack(shard.iter_batches(batch_size=None, batch_format="numpy"), [1], RUN):
+        packs.append(packed)
+        if len(packs) == 6:
+            break
+    expected: list[str] = []
+    for window in order.windows(1, start):
+        expected += [f"world-train-{o:06d}" for o in order.ordinals(window)]
+        if len(expected) >= 48:
+            break
+    assert [u for p in packs for u in p.batch.uid] == expected[:48]
+    assert packs[-1].position.epoch * order.lane_rows(1) + packs[-1].position.offset == (
+        start.epoch * order.lane_rows(1) + start.offset + 48
+    )
+
+
+@pytest.mark.ray
+def test_caption_stream_reads_every_caption_in_order(ray_session, world_index, world_rows):
+    expected = [clean(c, 30) for row in world_rows["train"] for c in row["captions"]]
+    assert list(pipeline.caption_stream(world_index, 30, 2)) == expected
+
+
+@pytest.mark.ray
+def test_patch_features_come_from_training_images(ray_session, world_index):
+    run = load_run(overrides=["codes.fit_images=10", "codes.n=4"])
+    features = pipeline.patch_features(run, world_index, None, 2)
+    assert features.shape == (10 * 36, 3 * 8 * 8)
+    assert 0 <= features.min() < features.max() <= 1
+    doubled = pipeline.patch_features(run, world_index, lambda x: pixel_patches(x, 8)[..., :5] * 2, 2)
+    assert np.allclose(doubled, features[:, :5] * 2)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_iterate_rows_splits_without_losing_a_row(world_index, world):
+    shards = [[r["uid"] for r in pipeline.iterate_rows(world_index, rank, world, 50)] for rank in range(world)]
+    whole = [r["uid"] for r in pipeline.iterate_rows(world_index, limit=50)]
+    assert len(whole) == 50
+    assert [shards[i % world][i // world] for i in range(50)] == whole
+
+
+def test_kmeans_finds_separate_clusters():
+    rng = np.random.default_rng(0)
+    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], dtype=np.float32)
+    points = np.concatenate([c + 0.1 * rng.standard_normal((50, 2)) for c in centres]).astype(np.float32)
+    found = kmeans(points, 4, 20, seed=0)
+    assert np.allclose(found[np.lexsort(found.T)], centres[np.lexsort(centres.T)], atol=0.2)
+    assert np.array_equal(found, kmeans(points, 4, 20, seed=0))
+
+
+def test_pixel_patches_are_row_major():
+    image = np.zeros((1, 3, 4, 4), dtype=np.uint8)
+    image[0, :, 0:2, 2:4] = 255
+    patches = pixel_patches(image, 2)
+    assert patches.shape == (1, 4, 12)
+    assert patches[0].mean(1).tolist() == [0, 1, 0, 0]
