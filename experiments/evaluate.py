@@ -1,6 +1,6 @@
 """Evaluate the best checkpoint of a run on its test set, or on other files.
 
-    python experiments/evaluate.py simla-tiny-kmeans128-001 --json
+python experiments/evaluate.py simla-tiny-kmeans128-001 --json
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Pretrain: no argument trains SIMLA on the built-in world in minutes; everything else is config.
 
-    python experiments/pretrain.py
-    python experiments/pretrain.py --size small data.train='[pairs.parquet]' data.val='[val.parquet]' --name photos
+python experiments/pretrain.py
+python experiments/pretrain.py --size small data.train='[pairs.parquet]' data.val='[val.parquet]' --name photos
 """
 
 import sys

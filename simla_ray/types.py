@@ -12,6 +12,7 @@ Shape legend, used in comments and in suffixes of tensor names everywhere:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,21 +45,18 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; copies do not block the host."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
         """The batch in page-locked memory, from which copies to a GPU run beside the step."""
-        pinned = {
-            f.name: value.pin_memory()
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **pinned)
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        named: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in named.items():
+            if isinstance(value, Tensor):
+                named[name] = change(value)
+        return Batch(**named)
 
     def __len__(self) -> int:
         return len(self.image)

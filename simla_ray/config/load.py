@@ -1,7 +1,7 @@
 """YAML files, presets and dotted overrides -> one validated ``Run``.
 
-The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint. Layers,
-later ones win: schema defaults, method preset, variant preset, size preset, files, overrides.
+The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint.
+Layers, later ones win: schema defaults, method preset, size preset, variant preset, files, overrides.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 
-AXES = ("method", "variant", "size")
+AXES = ("method", "size", "variant")
 
 
 def load_run(
@@ -34,26 +34,40 @@ def load_run(
     Raises:
         UserError: every wrong key and value at once, one line each.
     """
+    problems: list[str] = []
     tree: dict[str, Any] = {}
     for file in files:
         _merge(tree, read_yaml(Path(file)))
-    for path, value in _pairs(overrides):
+    for path, value in _pairs(overrides, problems):
         _merge(tree, _nest(path, value))
     if presets:
-        top: dict[str, Any] = {}
-        for axis in AXES:
-            field = Run.model_fields[axis]
-            value = tree.get(axis, str(field.default))
-            allowed = [str(v) for v in field.annotation]  # type: ignore[union-attr]
-            if str(value) not in allowed:
-                raise UserError(f"{axis}: {value} is not one of {', '.join(allowed)}{_did_you_mean(str(value), allowed)}")
-            _merge(top, _preset(axis, str(value)))
-        _merge(top, tree)
-        tree = top
+        tree = _over_presets(tree, problems)
     try:
-        return Run.model_validate(tree)
+        run = Run.model_validate(tree)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(error))) from None
+        problems += _explain(error)
+    if problems:
+        raise UserError("\n".join(problems))
+    return run
+
+
+def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The presets that the axes name, under the tree.
+
+    A wrong axis is noted and left out, so that other mistakes show too.
+    """
+    top: dict[str, Any] = {}
+    for axis in AXES:
+        field = Run.model_fields[axis]
+        value = str(tree.get(axis, field.default))
+        allowed = [str(v) for v in field.annotation]  # type: ignore[union-attr]
+        if value not in allowed:
+            problems.append(f"{axis}: {value} is not one of {', '.join(allowed)}{_did_you_mean(value, allowed)}")
+            tree = {name: v for name, v in tree.items() if name != axis}
+            value = str(field.default)
+        _merge(top, _preset(axis, value))
+    _merge(top, tree)
+    return top
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -62,6 +76,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
@@ -123,18 +139,19 @@ def _preset(axis: str, value: str) -> dict[str, Any]:
     return yaml.safe_load(text) or {}
 
 
-def _pairs(overrides: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _pairs(overrides: Mapping[str, Any] | Sequence[str], problems: list[str]) -> Iterator[tuple[str, Any]]:
     if isinstance(overrides, Mapping):
         yield from overrides.items()
         return
     for text in overrides:
         path, equals, value = text.partition("=")
         if not equals or not path:
-            raise UserError(f"{text}: not an override; write key.subkey=value")
+            problems.append(f"{text}: not an override; write key.subkey=value")
+            continue
         try:
             yield path, yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"{path}: the value {value!r} is not YAML") from None
+            problems.append(f"{path}: the value {value!r} is not YAML")
 
 
 def _nest(path: str, value: Any) -> dict[str, Any]:
@@ -158,8 +175,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors():
         path = ".".join(str(p) for p in problem["loc"])
         kind = problem["type"]
-        if kind == "value_error":  # our own cross-field rules name their keys themselves
-            yield from str(problem["ctx"]["error"]).splitlines()
+        if kind == "value_error":  # our own rules name their keys themselves, from their section on
+            yield from (f"{path}.{line}" if path else line for line in str(problem["ctx"]["error"]).splitlines())
         elif kind == "extra_forbidden":
             yield f"{path}: unknown key{_suggest_key(problem['loc'])}"
         elif kind == "missing":
@@ -170,7 +187,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 def _suggest_key(loc: Sequence[str | int]) -> str:
     every = [path for path, _ in leaf_kinds(Run)]
-    parent = ".".join(str(p) for p in loc[:-1])
+    parent = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))  # places in a list are no keys
     siblings = [p for p in every if p.rpartition(".")[0] == parent]
     name = str(loc[-1])
     near = difflib.get_close_matches(name, [p.rpartition(".")[2] for p in siblings], n=1)

@@ -11,11 +11,35 @@ what a method, a variant or a size changes. "[ours]" marks choices that neither 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from simla_ray.config.enums import (
+    Augment,
+    CodesKind,
+    Device,
+    Flip,
+    KeywordSelect,
+    KeywordUnit,
+    Method,
+    MimCrop,
+    MimTeacherText,
+    Negatives,
+    NoDecay,
+    Precision,
+    Recommend,
+    SameImage,
+    ScheduleKind,
+    Side,
+    Size,
+    SoftDim,
+    Stem,
+    TeacherMode,
+    Variant,
+)
+from simla_ray.config.rules import problems_of
 
 
 def identity(default: Any = ..., doc: str = "", **limits: Any) -> Any:
@@ -27,123 +51,19 @@ def operational(default: Any = ..., doc: str = "", **limits: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, validate_default=True, allow_inf_nan=False
+    )
 
-
-class Method(StrEnum):
-    simla = "simla"
-
-
-class Size(StrEnum):
-    tiny = "tiny"
-    small = "small"
-    base = "base"
-
-
-class Variant(StrEnum):
-    default = "default"
-    official = "official"
-
-
-class Flip(StrEnum):
-    always = "always"
-    caption_safe = "caption_safe"
-    never = "never"
-
-
-class Augment(StrEnum):
-    full = "full"
-    geometric = "geometric"
-    crop = "crop"
-
-
-class Stem(StrEnum):
-    patch = "patch"
-    conv = "conv"
-
-
-class CodesKind(StrEnum):
-    kmeans = "kmeans"
-    features = "features"
-    dvae = "dvae"
-
-
-class TeacherMode(StrEnum):
-    train = "train"
-    eval = "eval"
-
-
-class SameImage(StrEnum):
-    negative = "negative"
-    positive = "positive"
-
-
-class Negatives(StrEnum):
-    sample = "sample"
-    hard = "hard"
-    random = "random"
-
-
-class SoftDim(StrEnum):
-    vocab = "vocab"
-    sequence = "sequence"
-
-
-class MimCrop(StrEnum):
-    aligned = "aligned"
-    independent = "independent"
-
-
-class MimTeacherText(StrEnum):
-    student = "student"
-    student_redraw = "student_redraw"
-    teacher = "teacher"
-
-
-class Side(StrEnum):
-    teacher = "teacher"
-    student = "student"
-
-
-class KeywordUnit(StrEnum):
-    piece = "piece"
-    word = "word"
-
-
-class KeywordSelect(StrEnum):
-    attention = "attention"
-    content = "content"
-    tfidf = "tfidf"
-    random = "random"
-
-
-class Recommend(StrEnum):
-    soft = "soft"
-    hard = "hard"
-    off = "off"
-
-
-class ScheduleKind(StrEnum):
-    joint = "joint"
-    sampled = "sampled"
-    phases = "phases"
-
-
-class NoDecay(StrEnum):
-    standard = "standard"
-    official = "official"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    gpu = "gpu"
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: Any) -> Any:
+        """Python counts true as 1; a key that wants a number does not."""
+        if isinstance(values, dict):
+            for name, field in cls.model_fields.items():
+                if field.annotation in (int, float, int | None, float | None) and isinstance(values.get(name), bool):
+                    raise ValueError(f"{name}: input should be a number, found {str(values[name]).lower()}")
+        return values
 
 
 def _yaml_off(value: Any) -> Any:
@@ -151,6 +71,7 @@ def _yaml_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl"]
 
 
@@ -165,9 +86,13 @@ class World(Section):
 
 
 class Data(Section):
-    train: list[str] = identity(["world:train"], "URIs of the training sets (Parquet, ALBEF JSON, world:train)", min_length=1)
+    train: list[str] = identity(
+        ["world:train"], "URIs of the training sets (Parquet, ALBEF JSON, world:train)", min_length=1
+    )
     val: list[str] = identity(["world:val"], "URIs of the validation set: it picks the best checkpoint", min_length=1)
-    test: list[str] | None = identity(None, "URIs of the final evaluation; null: world:test with world:val, else data.val")
+    test: list[str] | None = identity(
+        None, "URIs of the final evaluation; null: world:test with world:val, else data.val"
+    )
     train_split: str | None = identity(None, "keep only rows whose `split` column has this value")
     val_split: str | None = identity(None, "the same for data.val")
     test_split: str | None = identity(None, "the same for data.test")
@@ -194,11 +119,15 @@ class Vision(Section):
     depth: int | None = identity(None, "layers; null: as named by timm", ge=1)
     heads: int | None = identity(None, "attention heads; null: as named by timm", ge=1)
     mlp_ratio: float = identity(4.0, "hidden width of the MLP over width", gt=0)
-    stem: Stem = identity(Stem.patch, "patch: one linear patch embedding; conv: two strided convolutions before it [ours]")
+    stem: Stem = identity(
+        Stem.patch, "patch: one linear patch embedding; conv: two strided convolutions before it [ours]"
+    )
 
 
 class Text(Section):
-    vocab: str = identity("bert-base-uncased", "`train`: WordPiece trained on the captions; else a vocab file or a hub name")
+    vocab: str = identity(
+        "bert-base-uncased", "`train`: WordPiece trained on the captions; else a vocab file or a hub name"
+    )
     vocab_size: int = identity(30522, "size of a trained vocabulary", ge=64)
     max_words: int = identity(30, "captions are cut to this many words", ge=1)
     max_tokens: int = identity(25, "and to this many tokens, [CLS] included; cut captions are counted", ge=4)
@@ -217,12 +146,15 @@ class Codes(Section):
     """The discrete image codes that MIM predicts."""
 
     kind: CodesKind = identity(
-        CodesKind.kmeans, "kmeans: over pixels of patches; features: over a frozen run's patch features; dvae: DALL-E's encoder"
+        CodesKind.kmeans,
+        "kmeans: over pixels of patches; features: over a frozen run's patch features; dvae: DALL-E's encoder",
     )
     n: int = identity(8192, "number of codes (fixed to 8192 by dvae)", ge=2)
     fit_images: int = identity(20_000, "training images that k-means is fitted on", ge=1)
     iterations: int = identity(20, "iterations of k-means", ge=1)
-    source: Path | None = identity(None, "features: the run whose vision tower is used; dvae: the encoder's weight file")
+    source: Path | None = identity(
+        None, "features: the run whose vision tower is used; dvae: the encoder's weight file"
+    )
 
 
 class Teacher(Section):
@@ -246,12 +178,16 @@ class Itc(Distilled):
 class Itm(Objective):
     negatives: Negatives = identity(Negatives.sample, "sample by similarity, take the hardest, or uniformly at random")
     eps: float = identity(1e-4, "added to the sampling probabilities after the softmax [ours]", ge=0)
-    eps_end: float | None = identity(None, "eps moves geometrically to this value over the run [ours]; null: constant", gt=0)
+    eps_end: float | None = identity(
+        None, "eps moves geometrically to this value over the run [ours]; null: constant", gt=0
+    )
     exclude_same_image: bool = identity(True, "never take a caption of the same image as a negative")
 
 
 class Mlm(Distilled):
-    p: float = identity(0.15, "probability that a token is chosen; of these 80 % [MASK], 10 % random, 10 % kept", gt=0, lt=1)
+    p: float = identity(
+        0.15, "probability that a token is chosen; of these 80 % [MASK], 10 % random, 10 % kept", gt=0, lt=1
+    )
     soft_dim: SoftDim = identity(SoftDim.vocab, "axis of the soft targets' log-softmax; sequence is the official slip")
 
 
@@ -274,11 +210,15 @@ class Psl(Distilled):
     unit: KeywordUnit = identity(KeywordUnit.word, "vote for word pieces (official) or whole words [ours]")
     start_step: int = identity(0, "no PSL before this step: its teacher is untrained", ge=0)
     select: KeywordSelect = identity(KeywordSelect.attention, "attention, or a control that needs no teacher pass")
-    recommend: Annotated[Recommend, BeforeValidator(_yaml_off)] = identity(Recommend.soft, "the teacher's recommendations: probabilities, 0/1, or none")
+    recommend: Annotated[Recommend, BeforeValidator(_yaml_off)] = identity(
+        Recommend.soft, "the teacher's recommendations: probabilities, 0/1, or none"
+    )
     recommend_threshold: float = identity(0.0, "recommendations below this probability become 0", ge=0, lt=1)
     recommend_top_k: int | None = identity(None, "only this many recommendations per image; null: all", ge=1)
     vocab: Path | None = identity(None, "file of words the loss is restricted to; null: the whole vocabulary")
-    bias_log_prior: bool = identity(False, "start the concept head's bias at log(expected keywords / vocabulary) [ours]")
+    bias_log_prior: bool = identity(
+        False, "start the concept head's bias at log(expected keywords / vocabulary) [ours]"
+    )
 
 
 class Objectives(Section):
@@ -316,10 +256,12 @@ class Optim(Section):
     warmup_steps: int = identity(2000, "linear warm-up", ge=0)
     epochs: float = identity(30, "passes over the training set; max_steps wins", gt=0)
     max_steps: int | None = identity(None, "steps of the run; null: from epochs", ge=1)
-    betas: tuple[float, float] = identity((0.9, 0.999), "AdamW betas")
+    betas: tuple[Beta, Beta] = identity((0.9, 0.999), "AdamW betas")
     eps: float = identity(1e-8, "AdamW eps", gt=0)
     weight_decay: float = identity(0.02, "AdamW weight decay", ge=0)
-    no_decay: NoDecay = identity(NoDecay.standard, "standard also exempts embeddings, class and mask tokens, temperature")
+    no_decay: NoDecay = identity(
+        NoDecay.standard, "standard also exempts embeddings, class and mask tokens, temperature"
+    )
     clip: float | None = identity(1.0, "largest gradient norm; null: no clipping (official)", gt=0)
     temperature_lr_factor: float = identity(1.0, "the temperature's learning rate over lr [ours]", ge=0)
     concept_lr_factor: float = identity(1.0, "the concept head's learning rate over lr [ours]", ge=0)
@@ -329,7 +271,9 @@ class RayCluster(Section):
     address: str | None = operational(None, "cluster to join; null: RAY_ADDRESS if set, else a Ray of its own")
     workers: int = operational(1, "data-parallel workers; divides batch.global / batch.micro", ge=1)
     cpus_per_worker: float = operational(1.0, "Ray CPUs of a worker, and its torch threads", gt=0)
-    device: Device = operational(Device.auto, "gpu refuses to run where none is; auto takes one per worker where there are")
+    device: Device = operational(
+        Device.auto, "gpu refuses to run where none is; auto takes one per worker where there are"
+    )
 
 
 class Checkpoint(Section):
@@ -346,7 +290,9 @@ class Eval(Section):
 
 
 class Log(Section):
-    every_steps: int = operational(10, "steps between log lines (the only points where the step waits for the device)", ge=1)
+    every_steps: int = operational(
+        10, "steps between log lines (the only points where the step waits for the device)", ge=1
+    )
 
 
 class Report(Section):
@@ -359,7 +305,9 @@ class Run(Section):
     method: Method = identity(Method.simla, "what is trained")
     size: Size = identity(Size.tiny, "how large, and the recipe that goes with it")
     variant: Variant = identity(Variant.default, "official: every quirk of the official code")
-    name: str | None = operational(None, "folder under storage; null: a fresh numbered one", pattern=r"^[A-Za-z0-9][\w.\-]*$")
+    name: str | None = operational(
+        None, "folder under storage; null: a fresh numbered one", pattern=r"^[A-Za-z0-9][\w.\-]*$"
+    )
     storage: Path = operational(Path("runs"), "folder that holds runs; shared between nodes on a cluster")
     init_from: str | None = identity(None, "run whose best weights this one starts from")
     seed: int = identity(0, "seed of weights, order, augmentation, masks, dropout and negatives", ge=0)
@@ -405,91 +353,7 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> Run:
-        problems = list(_cross_field_problems(self))
+        problems = list(problems_of(self))
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-def _cross_field_problems(run: Run):
-    """Yield one line per combination that cannot work: the key to change, the value found, what is allowed."""
-    on = run.objectives.active()
-    micro, total = run.batch.micro, run.batch.global_
-    if not on:
-        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
-    if total % micro:
-        yield f"batch.global: {total} is not a multiple of batch.micro={micro}"
-    elif run.micro_batches % run.ray.workers:
-        yield (
-            f"ray.workers: {run.ray.workers} does not divide the {run.micro_batches} micro-batches of a step "
-            f"(batch.global={total} / batch.micro={micro})"
-        )
-    worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}
-    if worlds["train"] != worlds["val"]:
-        yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
-    if micro == 1 and ("itm" in on or "itc" in on and run.queue == 0):
-        yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
-    if run.queue % total:
-        yield f"queue: {run.queue} is not a multiple of batch.global={total}"
-    if run.queue and run.teacher is None:
-        yield f"queue: {run.queue} keys need a teacher to make them; set teacher.m, or queue=0"
-    if run.vision.image_px % run.vision.patch_px:
-        yield f"vision.image_px: {run.vision.image_px} is not a multiple of vision.patch_px={run.vision.patch_px}"
-    if run.vision.stem is Stem.conv and run.vision.patch_px % 4:
-        yield f"vision.patch_px: {run.vision.patch_px} must be a multiple of 4 with vision.stem=conv"
-    if run.text.width % run.text.heads:
-        yield f"text.width: {run.text.width} is not a multiple of text.heads={run.text.heads}"
-    if run.text.max_tokens > run.text.max_positions:
-        yield f"text.max_tokens: {run.text.max_tokens} is more than text.max_positions={run.text.max_positions}"
-    if run.teacher is None:
-        for name, objective in on.items():
-            if isinstance(objective, Distilled) and objective.soft_alpha > 0:
-                yield f"objectives.{name}.soft_alpha: {objective.soft_alpha} needs a teacher; set teacher.m, or soft_alpha=0"
-    if "mim" in on:
-        if run.grid**2 + 1 > run.text.max_positions:
-            yield (
-                f"text.max_positions: {run.text.max_positions} is less than the {run.grid**2 + 1} image tokens "
-                "that mim sends through the text stack"
-            )
-        if run.codes.kind is CodesKind.dvae and run.codes.n != 8192:
-            yield f"codes.n: {run.codes.n}, but the dVAE has 8192 codes"
-        if run.codes.kind is not CodesKind.kmeans and run.codes.source is None:
-            yield f"codes.source: missing; codes.kind={run.codes.kind} needs the file or run to read from"
-        teacher_text = on["mim"].teacher_text  # type: ignore[attr-defined]
-        if teacher_text is MimTeacherText.student_redraw and run.text.dropout and run.teacher is None:
-            yield "objectives.mim.teacher_text: student_redraw needs a teacher"
-    if "psl" in on:
-        psl = run.objectives.psl
-        assert psl is not None
-        if psl.recommend is Recommend.hard and not psl.recommend_threshold and psl.recommend_top_k is None:
-            yield "objectives.psl.recommend: hard needs recommend_threshold > 0 or recommend_top_k"
-        if run.teacher is None and psl.select is KeywordSelect.attention and psl.attention is Side.teacher:
-            yield "objectives.psl.attention: teacher, but teacher is null; use student"
-        if run.teacher is None and psl.image_source is Side.teacher:
-            yield "objectives.psl.image_source: teacher, but teacher is null; use student"
-    phases = run.schedule.phases
-    if (run.schedule.kind is ScheduleKind.phases) != bool(phases):
-        yield "schedule.phases: must be given with schedule.kind=phases, and only then"
-    if phases:
-        ends = [p.until for p in phases]
-        if ends != sorted(set(ends)) or ends[-1] != 1.0:
-            yield f"schedule.phases: until must rise to 1.0, found {ends}"
-        for i, phase in enumerate(phases):
-            if not set(phase.objectives) & set(on):
-                yield f"schedule.phases.{i}.objectives: {phase.objectives} names no objective that is on ({', '.join(on)})"
-    if run.schedule.mix and run.schedule.kind is not ScheduleKind.sampled:
-        yield "schedule.mix: only read with schedule.kind=sampled"
-    if run.eval.best not in VALIDATION_METRICS:
-        yield f"eval.best: {run.eval.best} is not one of {', '.join(VALIDATION_METRICS)}"
-    elif VALIDATION_METRICS[run.eval.best] is not None and VALIDATION_METRICS[run.eval.best] not in on:
-        yield f"eval.best: {run.eval.best} needs objectives.{VALIDATION_METRICS[run.eval.best]}"
-
-
-#: Metric that may pick the best checkpoint -> objective that gives it.
-VALIDATION_METRICS = {
-    "retrieval_r10": "itc",
-    "match_accuracy": "itm",
-    "mlm_accuracy": "mlm",
-    "mim_accuracy": "mim",
-    "last": None,
-}

@@ -1,8 +1,9 @@
-"""Crop, flip and RandAugment of the pretraining (official ``dataset/__init__.py``), with all draws from a given generator.
+"""Crop, flip and RandAugment of the pretraining (official ``dataset/__init__.py``), with all draws from a given
+generator.
 
-The visual codes must describe the very patches the tower sees, so crop, flip and geometric ops are shared; colour ops come after
-them and touch only the tower's image. (The official code draws an independent second view for the codes and mixes geometric
-and colour ops in any order; ``mim.crop: independent`` gives the former back.)
+The visual codes must describe the very patches the tower sees, so crop, flip and geometric ops are shared; colour ops
+come after them and touch only the tower's image. (The official code draws an independent second view for the codes and
+mixes geometric and colour ops in any order; ``mim.crop: independent`` gives the former back.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What has been consumed: one position per lane.
 
-A lane's order is fixed, so its position says exactly which rows the weights of a checkpoint have seen, dropped ones included,
-at any number of workers. A few bytes per lane, whatever the size of the data set.
+A lane's order is fixed, so its position says exactly which rows the weights of a checkpoint have seen, dropped ones
+included, at any number of workers. A few bytes per lane, whatever the size of the data set.
 """
 
 from __future__ import annotations

@@ -34,7 +34,9 @@ class Index:
         return groups
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed, renamed, resized or regrouped, or the split filter keeps other rows."""
+        """Changes when a file is added, removed, renamed, resized or regrouped,
+        or the split filter keeps other rows.
+        """
         digest = hashlib.sha256()
         for unit in self.units:
             size = Path(unit.path).stat().st_size

@@ -33,7 +33,8 @@ def mask_patches(grid: int, n_mask: int, rng: np.random.Generator) -> np.ndarray
     """BEiT's blockwise masking on a grid x grid map (official ``masking_generator.py``) -> (grid * grid,) bool.
 
     Blocks of at least 1/16 of the map (16 of 256 patches in the official code, at least one patch here) and aspect
-    0.3..1/0.3 are laid until n_mask patches are masked or a round of 10 attempts adds none: at most n_mask, often fewer.
+    0.3..1/0.3 are laid until n_mask patches are masked or a round of 10 attempts adds none: at most n_mask, often
+    fewer.
     """
     mask = np.zeros((grid, grid), dtype=bool)
     smallest = max(1, grid * grid // 16)

@@ -1,12 +1,12 @@
 """The order in which rows are trained on: a function of (seed, epoch, ordinal), of nothing else.
 
-A step is made of ``lanes`` micro-batches. Each epoch is dealt to the lanes in equal slices (they differ by at most one row), and
-lane m gives micro-batch m of every step. A worker reads whole lanes, so rows are read once however many workers there are, and
-which rows form a micro-batch does not depend on the number of workers. Lanes go on into the next epoch without a gap: the rows
-left over at the end of an epoch open the next epoch's first micro-batch.
+A step is made of ``lanes`` micro-batches. Each epoch is dealt to the lanes in equal slices (they differ by at most one
+row), and lane m gives micro-batch m of every step. A worker reads whole lanes, so rows are read once however many
+workers there are, and which rows form a micro-batch does not depend on the number of workers. Lanes go on into the next
+epoch without a gap: the rows left over at the end of an epoch open the next epoch's first micro-batch.
 
-The epoch's sequence is the units (row groups) in random order; it is shuffled within windows of ``window`` rows. A data set
-that fits into one window is shuffled as a whole, before it is dealt.
+The epoch's sequence is the units (row groups) in random order; it is shuffled within windows of ``window`` rows. A data
+set that fits into one window is shuffled as a whole, before it is dealt.
 """
 
 from __future__ import annotations

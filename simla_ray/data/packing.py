@@ -39,7 +39,8 @@ def pack(blocks: Iterable[dict[str, np.ndarray]], lanes: Sequence[int], run: Run
     """Yield micro-batches of the lanes in turn, lane after lane, step after step.
 
     Args:
-        blocks: column -> stacked values, as ``training_stream`` gives them; lanes may come interleaved in any way, rows of a
+        blocks: column -> stacked values, as ``training_stream`` gives them; lanes may come interleaved in any way, rows
+        of a
             lane come in its order.
     """
     micro = run.batch.micro

@@ -1,7 +1,7 @@
 """The one place that builds Ray datasets: the training stream, and the jobs that prepare vocabulary and codes.
 
-The training stream reads windows of the order (``order.py``), one task a window, and yields finished samples in that order.
-Each worker has a stream over its own lanes, so no split can drop or reorder rows.
+The training stream reads windows of the order (``order.py``), one task a window, and yields finished samples in that
+order. Each worker has a stream over its own lanes, so no split can drop or reorder rows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from simla_ray.data.sources import read_rows
 from simla_ray.data.text import Vocabulary, clean
 
 #: Samples per block: small, so that the first batch does not wait for a whole window.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 256
 MAX_BLOCKS = 2000
 
 
@@ -38,7 +38,8 @@ def quiet() -> None:
     context.print_on_execution_start = False
     # The second reader is several times slower on small machines (measured: 0.2x).
     context.use_datasource_v2 = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def order_of(run: Run, index: Index) -> Order:
@@ -56,8 +57,8 @@ def training_stream(
 ) -> ray.data.Dataset:
     """Samples of some lanes, in order, from the cursor on, enough for ``steps`` more steps.
 
-    Columns: ``lane, epoch, offset, uid, drop`` and the arrays of ``SampleMaker``. A row that cannot be used has its reason in
-    ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained on.
+    Columns: ``lane, epoch, offset, uid, drop`` and the arrays of ``SampleMaker``. A row that cannot be used has its
+    reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained on.
 
     Args:
         tasks: windows that are read at the same time.
@@ -72,10 +73,12 @@ def training_stream(
         override_num_blocks=min(len(windows), MAX_BLOCKS),
     )
     read = WindowReader(run, index, order, vocabulary)
-    dataset = dataset.map_batches(read, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks))
+    dataset = dataset.map_batches(
+        read, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks)
+    )
     context = dataset.context
     context.execution_options.preserve_order = True
-    context.target_max_block_size = 2**20
+    context.target_max_block_size = 2**23
     context.enable_progress_bars = False
     return dataset
 
@@ -90,7 +93,9 @@ class WindowReader:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         if self.make is None:
             self.make = SampleMaker(self.run, self.vocabulary, training=True)
-        for lane, epoch, start, stop in zip(*(batch[c].tolist() for c in ("lane", "epoch", "start", "stop")), strict=True):
+        for lane, epoch, start, stop in zip(
+            *(batch[c].tolist() for c in ("lane", "epoch", "start", "stop")), strict=True
+        ):
             window = Window(lane, epoch, start, stop)
             ordinals = self.order.ordinals(window)
             rows: list[Any] = [None] * len(ordinals)
@@ -166,7 +171,10 @@ def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: in
     ordinals = np.sort(rng.choice(len(index), n, replace=False))
     chunks = [{"first": i, "last": min(i + 256, n)} for i in range(0, n, 256)]
     dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-        _Patches(run, index, ordinals, featurise), batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=cpus)
+        _Patches(run, index, ordinals, featurise),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.TaskPoolStrategy(size=cpus),
     )
     dataset.context.execution_options.preserve_order = True
     blocks = [b["features"] for b in dataset.iter_batches(batch_size=None, batch_format="numpy")]

@@ -1,4 +1,7 @@
-"""One row -> the arrays of one training sample: decode, augment, tokenise, mask. Nothing else touches pictures or captions."""
+"""One row -> the arrays of one training sample: decode, augment, tokenise, mask.
+
+Nothing else touches pictures or captions.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +109,9 @@ class SampleMaker:
 
 
 def code_image_px(run: Run) -> int:
-    """Side of the picture the visual codes are read from; 0 where it is the tower's own picture, or there are no codes."""
+    """Side of the picture the visual codes are read from; 0 where it is the tower's own picture,
+    or there are no codes.
+    """
     mim = run.objectives.mim
     if mim is None or "mim" not in run.objectives.active():
         return 0

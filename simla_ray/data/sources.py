@@ -83,7 +83,9 @@ def units_of(file: Path, split: str | None, split_key: str) -> list[Unit]:
     return [u for u in units if len(u)]
 
 
-def read_rows(unit: Unit, places: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]) -> list[dict[str, Any]]:
+def read_rows(
+    unit: Unit, places: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
+) -> list[dict[str, Any]]:
     """Some rows of a unit, in the given order, under our names.
 
     Args:

@@ -24,7 +24,9 @@ SIDES = frozenset({"left", "right", "leftmost", "rightmost", "lefthand", "righth
 
 
 def clean(caption: str, max_words: int) -> str:
-    """Official ``pre_caption``: lower case, punctuation deleted, - and / to spaces, <person> to person, first words only."""
+    """Official ``pre_caption``: lower case, punctuation deleted, - and / to spaces, <person> to person,
+    first words only.
+    """
     caption = caption.lower().replace("<person>", "person")
     words = _SPACED.sub(" ", _DELETED.sub("", caption)).split()
     return " ".join(words[:max_words])
@@ -127,8 +129,9 @@ def build_vocabulary(captions: Iterable[str], text: Text) -> Vocabulary:
 def _train_wordpiece(lines: Counter[str], vocab_size: int) -> Tokenizer:
     """WordPiece over lines with their counts; the same ids in every process.
 
-    The trainer numbers the continuing pieces of single letters in the order of a hash map that differs from process to process,
-    and breaks ties between merges by these numbers. Naming them first pins both; the final ids are the sorted pieces.
+    The trainer numbers the continuing pieces of single letters in the order of a hash map that differs from process to
+    process, and breaks ties between merges by these numbers. Naming them first pins both; the final ids are the sorted
+    pieces.
     """
     letters = sorted({f"##{letter}" for line in lines for word in line.split() for letter in word[1:]})
     trained = BertWordPieceTokenizer(clean_text=True, lowercase=True)
@@ -144,14 +147,17 @@ def _train_wordpiece(lines: Counter[str], vocab_size: int) -> Tokenizer:
 
 
 def _hub_tokenizer(name: str) -> Tokenizer:
-    import simla_ray.models  # noqa: F401  (makes transformers importable beside a CPU-only torch)
     from transformers import BertTokenizerFast
+
+    import simla_ray.models  # noqa: F401  (makes transformers importable beside a CPU-only torch)
 
     try:
         return BertTokenizerFast.from_pretrained(name).backend_tokenizer
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"text.vocab: {name} is no file and cannot be fetched ({reason}); or use text.vocab=train") from None
+        raise UserError(
+            f"text.vocab: {name} is no file and cannot be fetched ({reason}); or use text.vocab=train"
+        ) from None
 
 
 def _word_at(cleaned: str, offset: int) -> str:
@@ -172,7 +178,9 @@ def load_stop_words(source: str | None) -> frozenset[str]:
         raise UserError(f"objectives.psl.stop_words: {source} cannot be read ({error.strerror})") from None
 
 
-def keyword_candidates(encoded: Encoded, psl: Psl, stop_words: frozenset[str], special_ids: frozenset[int]) -> np.ndarray:
+def keyword_candidates(
+    encoded: Encoded, psl: Psl, stop_words: frozenset[str], special_ids: frozenset[int]
+) -> np.ndarray:
     """(n,) bool: may become a keyword. Padding, which follows, may only without ``exclude_special`` (official)."""
     closed = special_ids if psl.exclude_special else frozenset()
     pairs = zip(encoded.words, encoded.ids.tolist(), strict=True)

@@ -1,4 +1,7 @@
-"""Towers, the transformer stack, teacher, queue. Importing this package first makes timm and transformers importable."""
+"""Towers, the transformer stack, teacher, queue.
+
+Importing this package first makes timm and transformers importable.
+"""
 
 from simla_ray.models import torchvision_guard as _torchvision_guard
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -59,24 +60,37 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> list[str]:
+def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> None:
     """Load Hugging Face BERT weights (a folder, or a hub name) into a ``TextModel``; names match as they are.
 
     Args:
-        fold_type0: add BERT's token-type vector 0, which SIMLA's embeddings lack, to every position. Exact: the sum precedes
+        fold_type0: add BERT's token-type vector 0, which SIMLA's embeddings lack, to every position. Exact: the sum
+        precedes
             the LayerNorm. The official code drops it.
 
-    Returns:
-        Names of our parameters that the weights do not have (cross-attention, which is new).
+    Cross-attention, which BERT does not have, keeps its random start, and so does the MLM head where the source has
+    none.
+
+    Raises:
+        UserError: the source cannot be read, or has other layers, heads or shapes than this text model.
     """
     from transformers import BertForMaskedLM
 
     try:
-        theirs = BertForMaskedLM.from_pretrained(source).state_dict()
+        bert, info = BertForMaskedLM.from_pretrained(source, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"text.weights: {source} cannot be loaded ({reason}); give a folder, or null for random") from None
-    state = {name.removeprefix("bert."): tensor for name, tensor in theirs.items()}
+        raise UserError(
+            f"text.weights: {source} cannot be loaded ({reason}); give a folder, or null for random"
+        ) from None
+    absent = set(info["missing_keys"])  # filled with random numbers by the library
+    state = {n.removeprefix("bert."): t for n, t in bert.state_dict().items() if n not in absent}
+    layers, heads = len(text.encoder.layer), text.encoder.layer[0].attention.heads
+    if (bert.config.num_hidden_layers, bert.config.num_attention_heads) != (layers, heads):
+        raise UserError(
+            f"text.weights: {source} has {bert.config.num_hidden_layers} layers of "
+            f"{bert.config.num_attention_heads} heads, this run text.depth={layers} and text.heads={heads}"
+        )
     types = state.pop("embeddings.token_type_embeddings.weight")
     if fold_type0:
         state["embeddings.position_embeddings.weight"] = state["embeddings.position_embeddings.weight"] + types[0]
@@ -87,8 +101,12 @@ def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> list[str]:
                 f"text.weights: {source} has {name} of shape {tuple(state[name].shape)}, "
                 f"the text model of this run {tuple(ours[name].shape)}; see text.width, text.ffn, text.vocab"
             )
+    missing = [
+        n for n in sorted(ours.keys() - state.keys()) if ".crossattention." not in n and not n.startswith("cls.")
+    ]
+    if missing:
+        raise UserError(f"text.weights: {source} lacks {', '.join(missing[:3])}")
     text.load_state_dict({name: state[name] for name in ours.keys() & state.keys()}, strict=False)
-    return sorted(ours.keys() - state.keys())
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -100,7 +118,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file to the host."""
     try:
         return load_file(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
@@ -111,7 +129,8 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], origin: Path) ->
     wrong = [n for n in ours.keys() & state.keys() if ours[n].shape != state[n].shape]
     if missing or extra or wrong:
         raise UserError(
-            f"{origin}: does not fit this config; missing {missing[:3]}, unknown {extra[:3]}, other shape {sorted(wrong)[:3]}"
+            f"{origin}: does not fit this config; missing {missing[:3]}, unknown {extra[:3]}, "
+            f"other shape {sorted(wrong)[:3]}"
         )
     with torch.no_grad():
         module.load_state_dict(dict(state))

@@ -1,9 +1,9 @@
 """DALL-E's discrete VAE encoder as a frozen visual tokenizer: 8192 codes, stride 8.
 
-The released weight file is a pickled module. It is read by torch's restricted unpickler, which knows tensors only; the module
-classes it names are replaced by empty containers, so that nothing in the file is executed, and the tensors are picked out of
-them. A safetensors file with the same parameter names works too. Not verified against the released file, which cannot be
-fetched offline: names and layout follow its published definition.
+The released weight file is a pickled module. It is read by torch's restricted unpickler, which knows tensors only; the
+module classes it names are replaced by empty containers, so that nothing in the file is executed, and the tensors are
+picked out of them. A safetensors file with the same parameter names works too. Not verified against the released file,
+which cannot be fetched offline: names and layout follow its published definition.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ class DalleEncoder(nn.Module):
         if not path.is_file():
             raise UserError(f"codes.source: {path} is not a file")
         state = load_tensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        if not all(isinstance(t, Tensor) for t in state.values()):
+            raise UserError(f"codes.source: {path} is no dVAE weight file (it holds more than tensors)")
         encoder = cls()
         load_strict(encoder, {n: t.float() for n, t in state.items()}, path)
         return encoder.eval()
@@ -114,8 +116,8 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(stand_ins):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several types for one thing: this file is not what it should be
-        raise UserError(f"codes.source: {path} is no dVAE weight file ({str(error).splitlines()[0]})") from None
+    except Exception:  # torch raises several types for one thing, and its message recommends unsafe loading
+        raise UserError(f"codes.source: {path} is no dVAE weight file that can be read safely") from None
     return dict(loaded) if isinstance(loaded, dict) else dict(_tensors(loaded, ""))
 
 

@@ -5,8 +5,9 @@ record. Objectives are functions over that record; an objective that is off leav
 
 Passes of a full SIMLA step, in units of B sequences (official ``SIMLA.forward`` makes the same ones, one call each):
 
-    student  vision 2 (clean, masked)    text 1    text over image 4 (matched, 2 mismatched, MLM)    image over text 1 (MIM)
-    teacher  vision 2                    text 1    text over image 2 (MLM, keywords)                 image over text 1
+    student  vision 2 (clean, masked)    text 1    text over image 4 (matched, 2 mismatched, MLM)    image over text 1
+    (MIM) teacher  vision 2                    text 1    text over image 2 (MLM, keywords)                 image over
+    text 1
 """
 
 from __future__ import annotations
@@ -16,53 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simla_ray.config.schema import Itm, KeywordSelect, MimTeacherText, Objectives, Recommend, Side, SoftDim
-from simla_ray.models.model import FUSED, Model
+from simla_ray.config.schema import Itm, MimTeacherText, Objectives, Side
+from simla_ray.models.model import Model
+from simla_ray.models.needs import Needs
 from simla_ray.models.negatives import negative_indices
 from simla_ray.models.stack import Attentions, Memory
 from simla_ray.types import Batch
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What the objectives of a phase read. Static: it never depends on data."""
-
-    itc: bool
-    itm: bool
-    mlm: bool
-    mim: bool
-    psl: bool
-    mlm_teacher: bool
-    mlm_grid: bool  # logits of every position, not only of the masked ones
-    mim_teacher: bool
-    psl_attention: Side | None  # whose text weights give the keyword attention; None: no such pass
-    psl_recommend: bool
-
-    @classmethod
-    def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
-        mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
-        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl")}
-        keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
-        return cls(
-            **on,
-            mlm_teacher=on["mlm"] and mlm is not None and mlm.soft_alpha > 0 and has_teacher,
-            mlm_grid=on["mlm"] and mlm is not None and mlm.soft_dim is SoftDim.sequence,
-            mim_teacher=on["mim"] and mim is not None and mim.soft_alpha > 0 and has_teacher,
-            psl_attention=psl.attention if keyword_pass and psl is not None else None,
-            psl_recommend=on["psl"]
-            and psl is not None
-            and psl.recommend is not Recommend.off
-            and psl.soft_alpha > 0
-            and has_teacher,
-        )
-
-    @property
-    def text_only(self) -> bool:
-        return self.itc or self.itm
-
-    @property
-    def teacher_image(self) -> bool:
-        return self.text_only or self.mlm_teacher or self.psl_recommend
 
 
 @dataclass
@@ -95,7 +55,13 @@ class Negatives:
 
 
 def forward_cross(
-    model: Model, batch: Batch, objectives: Objectives, needs: Needs, *, itm_eps: float = 0.0, given: Negatives | None = None
+    model: Model,
+    batch: Batch,
+    objectives: Objectives,
+    needs: Needs,
+    *,
+    itm_eps: float = 0.0,
+    given: Negatives | None = None,
 ) -> Record:
     """All passes of one micro-batch.
 
@@ -106,7 +72,8 @@ def forward_cross(
     student, record = model.student, Record()
     B = len(batch)
 
-    # Student towers. Clean and masked images go through the ViT together: it has no dropout, rows do not see each other.
+    # Student towers. Clean and masked images go through the ViT together: it has no dropout, rows do not see each
+    # other.
     clean_images = needs.itc or needs.itm or needs.mlm or needs.psl
     image_tokens, masked_tokens = _vision(student.vision, batch, clean=clean_images, masked=needs.mim)
     if needs.text_only or needs.psl:
@@ -151,7 +118,10 @@ def forward_cross(
             images.append(own)
         keep = Attentions(want_cls=needs.psl_attention is Side.student and needs.itm)
         fused = student.text.encode(
-            torch.cat(ids), torch.cat(masks), Memory(image_tokens, index=torch.cat(images)), keep  # type: ignore[arg-type]
+            torch.cat(ids),
+            torch.cat(masks),
+            Memory(image_tokens, index=torch.cat(images)),
+            keep,  # type: ignore[arg-type]
         )
         if keep.cls is not None:
             record.cls_attention = keep.cls[:B]
@@ -212,7 +182,8 @@ def _vision(tower, batch: Batch, *, clean: bool, masked: bool) -> tuple[Tensor |
 def _draw_negatives(model: Model, batch: Batch, record: Record, itm: Itm, eps: float) -> tuple[Tensor, Tensor]:
     assert record.image_vec is not None and record.text_vec is not None
     assert record.image_key is not None and record.text_key is not None
-    with torch.no_grad():
+    # float32 also under autocast: at a temperature of 0.01 bfloat16 products would move the logits by 0.4.
+    with torch.no_grad(), torch.autocast(batch.image.device.type, enabled=False):
         forbidden = torch.eye(len(batch), dtype=torch.bool, device=batch.image_id.device)
         if itm.exclude_same_image:
             forbidden = forbidden | (batch.image_id[:, None] == batch.image_id[None, :])
@@ -245,7 +216,11 @@ def _teacher_text_passes(
             images.append(teacher_tokens)
         if keywords:
             assert objectives.psl is not None
-            source = image_tokens if objectives.psl.image_source is Side.student else _teacher_clean(model, batch, teacher_tokens)
+            source = (
+                image_tokens
+                if objectives.psl.image_source is Side.student
+                else _teacher_clean(model, batch, teacher_tokens)
+            )
             towers = model.keys if needs.psl_attention is Side.teacher else model.student
             if towers is not model.keys:  # without ITM there is no student pass to read the attention from
                 keep = Attentions(want_cls=True)
@@ -272,6 +247,3 @@ def _teacher_clean(model: Model, batch: Batch, teacher_tokens: Tensor | None) ->
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """x (B, S, D), index (B, M) -> (B, M, D)"""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
-
-
-__all__ = ["FUSED", "Needs", "Negatives", "Record", "forward_cross"]

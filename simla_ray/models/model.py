@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
+from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
 from simla_ray.models.teacher import Teacher
 from simla_ray.models.text import TextModel
 from simla_ray.models.vision import VisionTower
-
-#: Objectives whose student passes run the text stack with cross-attention.
-FUSED = {"itm", "mlm", "mim"}
 
 
 class Towers(nn.Module):
@@ -25,13 +23,15 @@ class Towers(nn.Module):
 
     def __init__(self, run: Run, vocab_size: int):
         super().__init__()
-        on = run.objectives.active()
+        on, needs = run.objectives.active(), needs_of(run)
         self.vision = VisionTower(run.vision, maskable="mim" in on)
         width = self.vision.width
-        fused = bool(FUSED & set(on)) or "psl" in on
-        self.text = TextModel(run.text, vocab_size, memory_width=width if fused else None, mlm_head="mlm" in on)
-        self.vision_proj = nn.Linear(width, run.joint_width)
-        self.text_proj = nn.Linear(run.text.width, run.joint_width)
+        memory_width = width if needs.fusion else None
+        self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
+        if needs.text_only or needs.psl:
+            self.vision_proj = nn.Linear(width, run.joint_width)
+        if needs.text_only:
+            self.text_proj = nn.Linear(run.text.width, run.joint_width)
         if "mim" in on:
             self.mim_head = nn.Linear(run.text.width, run.codes.n)
         if run.objectives.psl is not None and "psl" in on:
@@ -63,9 +63,9 @@ class Model(nn.Module):
         self.itm_head = nn.Linear(run.text.width, 2) if "itm" in on else None
         self.temperature = nn.Parameter(torch.tensor(0.07))
         self.teacher = None
-        if run.teacher is not None:
+        if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
-        self.queue = Queue(run.queue, run.joint_width) if run.queue else None
+        self.queue = Queue(run.queue, run.joint_width) if run.queue and "itc" in on else None
 
     @property
     def keys(self) -> Towers:
@@ -83,8 +83,8 @@ class Model(nn.Module):
             parameter.requires_grad_(True)
         contrast, fused = bool({"itc", "psl"} & objectives), bool(FUSED & objectives)
         student, text = self.student, self.student.text
-        _require(student.vision_proj, contrast)
-        _require(student.text_proj, "itc" in objectives)
+        _require(getattr(student, "vision_proj", None), contrast)
+        _require(getattr(student, "text_proj", None), "itc" in objectives)
         if student.vision.mask_token is not None:
             student.vision.mask_token.requires_grad_("mim" in objectives)
         _require(text, "itc" in objectives or fused)
@@ -96,6 +96,11 @@ class Model(nn.Module):
         _require(getattr(student, "concept_head", None), "psl" in objectives)
         _require(self.itm_head, "itm" in objectives)
         self.temperature.requires_grad_("itc" in objectives)
+
+
+def needs_of(run: Run) -> Needs:
+    """What the objectives of a whole run ask for, over all phases."""
+    return Needs.of(run.objectives, set(run.objectives.active()), has_teacher=run.teacher is not None)
 
 
 def vision_width(run: Run) -> int:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Queue(nn.Module):
     """``image`` and ``text`` (Q, E) with unit rows, ``ids`` (Q,) the image ids of the rows, -1 where none is known.
 
-    Row-major and written in place (the official code keeps (E, Q) and clones it in every step). There is no pointer to keep:
-    Q is a multiple of the global batch, so the place follows from the step.
+    Row-major and written in place (the official code keeps (E, Q) and clones it in every step). There is no pointer to
+    keep: Q is a multiple of the global batch, so the place follows from the step.
     """
 
     image: Tensor
@@ -26,7 +26,9 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def write(self, image: Tensor, text: Tensor, ids: Tensor, at: int) -> None:
-        """Write a global batch (G, E), (G, E), (G,) from row ``at`` on; rows with non-finite features keep the old ones."""
+        """Write a global batch (G, E), (G, E),
+        (G,) from row ``at`` on; rows with non-finite features keep the old ones.
+        """
         rows = slice(at, at + len(image))
         good = (image.isfinite().all(1) & text.isfinite().all(1))[:, None]
         self.image[rows] = torch.where(good, image.to(self.image.dtype), self.image[rows])

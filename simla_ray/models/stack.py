@@ -1,8 +1,9 @@
 """The one transformer stack: text, text queries over the image, image queries over the text.
 
-Post-norm BERT layers, [self-attention -> optional cross-attention -> FFN] (official ``models/med.py``, ``BertLayer``); leaving
-out the memory gives the language encoder, giving it the multimodal one, with the same weights. Parameter names follow Hugging
-Face's BERT, so that its weights load unmapped; cross-attention is called ``crossattention`` as in its decoder layers.
+Post-norm BERT layers, [self-attention -> optional cross-attention -> FFN] (official ``models/med.py``, ``BertLayer``);
+leaving out the memory gives the language encoder, giving it the multimodal one, with the same weights. Parameter names
+follow Hugging Face's BERT, so that its weights load unmapped; cross-attention is called ``crossattention`` as in its
+decoder layers.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ LAYER_NORM_EPS = 1e-12
 class Memory:
     """What cross-attention reads: ``states`` (R, S, D), ``mask`` (R, S) bool or None.
 
-    ``index`` (B,) names the row each query row reads, so that keys and values of an image that several query rows share are
-    projected once.
+    ``index`` (B,) names the row each query row reads, so that keys and values of an image that several query rows share
+    are projected once.
     """
 
     states: Tensor
@@ -32,8 +33,8 @@ class Memory:
 
 @dataclass
 class Attentions:
-    """Attention probabilities kept on request: ``cls`` (B, H, L), the last layer's self-attention row of [CLS], detached;
-    ``cross``, one (B, H, L, S) per layer, with gradient."""
+    """Attention probabilities kept on request: ``cls`` (B, H, L), the last layer's self-attention row of [CLS],
+    detached; ``cross``, one (B, H, L, S) per layer, with gradient."""
 
     want_cls: bool = False
     want_cross: bool = False

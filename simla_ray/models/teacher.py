@@ -11,17 +11,21 @@ from simla_ray.config.schema import TeacherMode
 
 
 class Teacher(nn.Module):
-    """Exponential moving average of the student's towers (official ``_momentum_update``): m * teacher + (1 - m) * student.
+    """Exponential moving average of the student's towers (official ``_momentum_update``): m * teacher + (1 - m) *
+    student.
 
-    The average is kept in float32: a bfloat16 average at m = 0.995 would stall. The towers that run are the master itself, or
-    a copy in a lower precision, so that autocast has nothing to cast in the passes.
+    The average is kept in float32: a bfloat16 average at m = 0.995 would stall. The towers that run are the master
+    itself, or a copy in a lower precision, so that autocast has nothing to cast in the passes.
     """
 
     def __init__(self, student: nn.Module, m: float, mode: TeacherMode, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.m, self.mode = m, mode
         self.master = copy.deepcopy(student).requires_grad_(False)
-        self.low = copy.deepcopy(self.master).to(dtype) if dtype != torch.float32 else None
+        self.low = copy.deepcopy(self.master) if dtype != torch.float32 else None
+        if self.low is not None:  # parameters only: rounding the pixel statistics would shift every image
+            for parameter in self.low.parameters():
+                parameter.data = parameter.data.to(dtype)
         self.train(student.training)
 
     @property

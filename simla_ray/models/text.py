@@ -20,9 +20,7 @@ class TextModel(nn.Module):
         self.cls = nn.ModuleDict({"predictions": MlmHead(config.width, vocab_size)}) if mlm_head else None
         self.apply(_bert_init)
 
-    def encode(
-        self, ids: Tensor, mask: Tensor, memory: Memory | None = None, keep: Attentions | None = None
-    ) -> Tensor:
+    def encode(self, ids: Tensor, mask: Tensor, memory: Memory | None = None, keep: Attentions | None = None) -> Tensor:
         """ids (B, L), mask (B, L) -> (B, L, D): the language encoder, or with a memory the multimodal one."""
         return self.encoder(self.embeddings(ids), mask, memory, keep)
 

@@ -1,8 +1,9 @@
 """Let timm and transformers import beside a CPU-only torch.
 
-torchvision comes from the package index as a CUDA build only. Beside a CPU build of torch its compiled extension cannot be
-loaded, and ``import torchvision`` fails with "operator torchvision::nms does not exist"; timm and transformers import it.
-Declaring the two operators (nobody calls them here) is enough. Images are decoded with Pillow, never with torchvision.io.
+torchvision comes from the package index as a CUDA build only. Beside a CPU build of torch its compiled extension cannot
+be loaded, and ``import torchvision`` fails with "operator torchvision::nms does not exist"; timm and transformers
+import it. Declaring the two operators (nobody calls them here) is enough. Images are decoded with Pillow, never with
+torchvision.io.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ class VisionTower(nn.Module):
     """ViT -> tokens (B, N, D), pre-norm, final LayerNorm, no dropout (official ``models/vit.py``).
 
     Masked patches are replaced by a learned token after the patch embedding, before class token and positions. With a
-    convolutional stem, whose receptive fields overlap, their pixels are cleared first, so that nothing leaks into neighbours.
+    convolutional stem, whose receptive fields overlap, their pixels are cleared first, so that nothing leaks into
+    neighbours.
     """
 
     def __init__(self, config: Vision, *, maskable: bool):
@@ -37,7 +38,7 @@ class VisionTower(nn.Module):
                 mlp_ratio=config.mlp_ratio,
                 **shape,
             )
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AssertionError, ValueError) as error:
             raise UserError(f"vision.timm: {config.timm} cannot be built with these keys ({error})") from None
         if not hasattr(self.vit, "_pos_embed") or self.vit.num_prefix_tokens != 1:
             raise UserError(f"vision.timm: {config.timm} is not a Vision Transformer with one class token")

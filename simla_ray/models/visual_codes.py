@@ -27,7 +27,9 @@ class PatchCodes(nn.Module):
         """(C, 3, px, px) uint8 -> (C, P) int64"""
         features = self.features(image)
         c = self.centroids
-        return (features @ c.T - (c**2).sum(1) / 2).argmax(-1)
+        # In bfloat16 a third of the patches would get another code.
+        with torch.autocast(image.device.type, enabled=False):
+            return (features @ c.T - (c**2).sum(1) / 2).argmax(-1)
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tensor:

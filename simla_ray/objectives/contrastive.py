@@ -10,10 +10,12 @@ from simla_ray.types import LossTerm
 
 def similarities(query: Tensor, key: Tensor, queue: Tensor | None, temperature: Tensor) -> Tensor:
     """query (B, E), key (B, E), queue (Q, E), all with unit rows -> (B, B + Q): cosines over the temperature."""
-    logits = query @ key.T
-    if queue is not None:
-        logits = torch.cat([logits, query @ queue.T.to(query.dtype)], 1)
-    return logits / temperature
+    # float32 also under autocast: at a temperature of 0.01 bfloat16 products would move the logits by 0.4.
+    with torch.autocast(query.device.type, enabled=False):
+        logits = query @ key.T
+        if queue is not None:
+            logits = torch.cat([logits, query @ queue.T.to(query.dtype)], 1)
+        return logits / temperature
 
 
 def itc_loss(
@@ -30,14 +32,15 @@ def itc_loss(
 ) -> LossTerm:
     """InfoNCE against keys and queue, with soft targets.
 
-        s = [image . text_keys, image . text_queue] / temperature     y = (1 - alpha) onehot + alpha softmax(s of the keys)
-        loss = mean over both directions and all rows of  -sum_j y_j log softmax(s)_j
+        s = [image . text_keys, image . text_queue] / temperature     y = (1 - alpha) onehot + alpha softmax(s of the
+        keys) loss = mean over both directions and all rows of  -sum_j y_j log softmax(s)_j
 
     Args:
         image, text: (B, E) unit rows of the student.
-        image_key, text_key: (B, E) unit rows of the teacher. Without a teacher: the student's, with gradient, and alpha 0.
-        image_queue, text_queue: (Q, E) older keys.
-        image_id, queue_id: (B,), (Q,) int64. Given, the hard target is uniform over all keys of the same image; None leaves
+        image_key, text_key: (B, E) unit rows of the teacher. Without a teacher: the student's, with gradient, and alpha
+        0. image_queue, text_queue: (Q, E) older keys.
+        image_id, queue_id: (B,), (Q,) int64. Given, the hard target is uniform over all keys of the same image; None
+        leaves
             them negatives, as in the official pretraining.
 
     The gradient reaches the temperature through s only.
@@ -62,4 +65,6 @@ def itc_loss(
         loss = (1 - alpha) * hard_loss + alpha * soft_loss
     own = torch.arange(B, device=image.device)
     accuracy = ((s_i2t.argmax(1) == own).float().mean() + (s_t2i.argmax(1) == own).float().mean()) / 2
-    return LossTerm(loss, {"hard": hard_loss.detach(), "accuracy": accuracy, "temperature": temperature.detach().clone()})
+    return LossTerm(
+        loss, {"hard": hard_loss.detach(), "accuracy": accuracy, "temperature": temperature.detach().clone()}
+    )

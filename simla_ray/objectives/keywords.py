@@ -1,8 +1,8 @@
 """Pseudo-supervised keyword learning, PSL: a caption's keywords become labels of the image.
 
-Each head of the multimodal encoder's last self-attention votes for the positions its [CLS] query looks at most; the most voted
-words are the hard labels, and the teacher recommends further words that the image shows. The gradient reaches the concept
-head, the image projection and the image tower, never the text (official ``SIMLA.forward``).
+Each head of the multimodal encoder's last self-attention votes for the positions its [CLS] query looks at most; the
+most voted words are the hard labels, and the teacher recommends further words that the image shows. The gradient
+reaches the concept head, the image projection and the image tower, never the text (official ``SIMLA.forward``).
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from simla_ray.config.schema import KeywordSelect, KeywordUnit, Psl, Recommend
 from simla_ray.types import LossTerm
 
 
-def select_keywords(
-    attention: Tensor | None, ok: Tensor, word_start: Tensor, prior: Tensor, psl: Psl
-) -> Tensor:
+def select_keywords(attention: Tensor | None, ok: Tensor, word_start: Tensor, prior: Tensor, psl: Psl) -> Tensor:
     """Positions that become keywords.
 
     Args:
-        attention: (B, H, L) self-attention probabilities of [CLS]; None with a control (``psl.select``), which takes the
+        attention: (B, H, L) self-attention probabilities of [CLS]; None with a control (``psl.select``), which takes
+        the
             highest ``prior`` instead.
         ok: (B, L) bool, positions that may become keywords.
         word_start: (B, L) position of the first piece of each piece's word.
         prior: (B, L).
 
     Returns:
-        (B, L) bool. With ``psl.unit: word`` all pieces of a chosen word. At most ``max_keywords`` positions (words) per row,
-        ranked by votes, then mean attention, then position. Where the official code lets ``topk`` break ties, order decides.
+        (B, L) bool. With ``psl.unit: word`` all pieces of a chosen word. At most ``max_keywords`` positions (words) per
+        row, ranked by votes, then mean attention, then position. Where the official code lets ``topk`` break ties,
+        order decides.
     """
     L = ok.shape[1]
     position = torch.arange(L, device=ok.device)
@@ -61,7 +61,7 @@ def _vote(attention: Tensor, candidate: Tensor, word_start: Tensor, psl: Psl) ->
     order = attention.mean(1).argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, votes.gather(1, order).argsort(dim=1, descending=True, stable=True))
     chosen = _first(order, psl.max_keywords)
-    return chosen if psl.zero_vote_fill else chosen & (votes > 0)
+    return chosen & (candidate if psl.zero_vote_fill else votes > 0)
 
 
 def _first(order: Tensor, k: int) -> Tensor:
@@ -81,8 +81,8 @@ def keyword_targets(ids: Tensor, chosen: Tensor, vocab_size: int, cls_id: int, d
 def recommendations(teacher_logits: Tensor, psl: Psl) -> Tensor:
     """(B, V) logits of the teacher -> (B, V) targets in 0..1.
 
-    soft: its probabilities, where at least ``recommend_threshold`` and among the ``recommend_top_k`` largest, else 0 (threshold
-    0 and no top-k is the official behaviour). hard: 1 there, else 0.
+    soft: its probabilities, where at least ``recommend_threshold`` and among the ``recommend_top_k`` largest, else 0
+    (threshold 0 and no top-k is the official behaviour). hard: 1 there, else 0.
     """
     probability = teacher_logits.sigmoid()
     keep = probability >= psl.recommend_threshold
@@ -104,8 +104,9 @@ def psl_loss(
 ) -> LossTerm:
     """(1 - alpha) BCE(u, y) + alpha BCE(u, r), mean over B * V.
 
-    BCE is linear in its target, so this is one BCE against (1 - alpha) y + alpha r. Rows without any keyword get weight 0 and
-    are counted in ``metrics["empty"]`` (the official code cannot have them: it fills up with zero-vote positions).
+    BCE is linear in its target, so this is one BCE against (1 - alpha) y + alpha r. Rows without any keyword get weight
+    0 and are counted in ``metrics["empty"]`` (the official code cannot have them: it fills up with zero-vote
+    positions).
 
     Args:
         logits: (B, V) u, from the student's image vector.

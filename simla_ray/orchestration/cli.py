@@ -29,11 +29,14 @@ def guarded(main: Callable[[], int]) -> int:
 def pretrain_main(argv: Sequence[str]) -> int:
     """``experiments/pretrain.py``"""
     parser = argparse.ArgumentParser(
-        prog="pretrain.py", description="Pretrain an image-text model. Without arguments: SIMLA, tiny, on the built-in world."
+        prog="pretrain.py",
+        description="Pretrain an image-text model. Without arguments: SIMLA, tiny, on the built-in world.",
     )
     _config_arguments(parser)
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check config, data and resources, print the plan, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check config, data and resources, print the plan, train nothing"
+    )
     arguments = parser.parse_intermixed_args(argv)
 
     def main() -> int:
@@ -61,9 +64,13 @@ def evaluate_main(argv: Sequence[str]) -> int:
     """``experiments/evaluate.py``"""
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate the best checkpoint of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, or its name under --storage")
-    parser.add_argument("tasks", nargs="*", help="retrieval match grounding keywords words; none: all that the data allow")
+    parser.add_argument(
+        "tasks", nargs="*", help="retrieval match grounding keywords words; none: all that the data allow"
+    )
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
-    parser.add_argument("--data", nargs="+", metavar="URI", help="evaluate on these files instead of the run's test set")
+    parser.add_argument(
+        "--data", nargs="+", metavar="URI", help="evaluate on these files instead of the run's test set"
+    )
     parser.add_argument("--split", help="keep only rows of --data whose split column has this value")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     arguments = parser.parse_intermixed_args(argv)
@@ -95,7 +102,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", help=f"one of {', '.join(Variant)} (default: default)")
     parser.add_argument("--size", help=f"one of {', '.join(Size)} (default: tiny)")
     parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="YAML file; may be given again")
-    parser.add_argument("--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on")
+    parser.add_argument(
+        "--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on"
+    )
     parser.add_argument("--init-from", metavar="RUN", help="start from the best weights of another run")
 
 

@@ -34,8 +34,8 @@ class Cluster:
 def join(run: Run) -> Cluster:
     """Connect to ``ray.address``, else to RAY_ADDRESS, else start a local Ray.
 
-    A local Ray listens on loopback and gets as many logical CPUs as workers, decoding tasks and the controller ask for: on a
-    small machine they share the real ones.
+    A local Ray listens on loopback and gets as many logical CPUs as workers, decoding tasks and the controller ask for:
+    on a small machine they share the real ones.
 
     Raises:
         UserError: no cluster at the address, or it lacks the CPUs or GPUs the run asks for.
@@ -92,7 +92,9 @@ def check_local_devices(run: Run) -> None:
     """Without starting anything: does this machine have the GPUs that ``ray.device: gpu`` asks for?"""
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if run.ray.device is Device.gpu and have < run.ray.workers:
-        raise UserError(f"ray.device: gpu, but this machine has {have} usable GPUs for {run.ray.workers} workers; use cpu")
+        raise UserError(
+            f"ray.device: gpu, but this machine has {have} usable GPUs for {run.ray.workers} workers; use cpu"
+        )
 
 
 def _check_resources(run: Run, cluster: Cluster) -> None:

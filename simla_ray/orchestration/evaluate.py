@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from simla_ray.data import pipeline
 from simla_ray.data.index import build_index
 from simla_ray.data.text import Vocabulary
@@ -14,11 +16,13 @@ from simla_ray.orchestration.prepare import build_indexes, load_tokenizer
 from simla_ray.orchestration.runs import find_run, load_trained
 from simla_ray.types import EvalResult
 
-import torch
-
 
 def evaluate_run(
-    path: Path, tasks: Sequence[str] = (), storage: Path = Path("runs"), data: Sequence[str] | None = None, split: str | None = None
+    path: Path,
+    tasks: Sequence[str] = (),
+    storage: Path = Path("runs"),
+    data: Sequence[str] | None = None,
+    split: str | None = None,
 ) -> dict[str, EvalResult]:
     """Evaluate the best checkpoint of a run.
 

@@ -178,16 +178,32 @@ class _Progress:
         self.thread.join()
 
     def _follow(self) -> None:
-        shown, printed = 0, -math.inf
+        offset, printed = 0, -math.inf
+        newest: dict[str, Any] | None = None
         while True:
             ended = self.stop.wait(1.0)
-            points = [line for line in read_lines(self.path) if line["kind"] == "train" and "seconds" in line]
-            new = points and points[-1]["step"] != shown
-            if new and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
-                shown, printed = points[-1]["step"], time.monotonic()
-                self.say(progress_line(points[-1], self.total))
+            lines, offset = _new_lines(self.path, offset)
+            newest = next((line for line in reversed(lines) if "pairs_per_s" in line), newest)
+            if newest is not None and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
+                self.say(progress_line(newest, self.total))
+                newest, printed = None, time.monotonic()
             if ended:
                 return
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines of a .jsonl file from ``offset`` on, and where they end.
+
+    A file that was cut short is read from its start.
+    """
+    if not path.exists():
+        return [], 0
+    with path.open("rb") as file:
+        if file.seek(0, 2) < offset:
+            offset = 0
+        file.seek(offset)
+        whole = file.read().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + bool(whole)
 
 
 class _locked:  # noqa: N801  (a context manager, used like a function)
@@ -202,7 +218,9 @@ class _locked:  # noqa: N801  (a context manager, used like a function)
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.file.close()
-            raise UserError(f"{self.path.parent}: another process is running this run; give it another --name") from None
+            raise UserError(
+                f"{self.path.parent}: another process is running this run; give it another --name"
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         self.file.close()

@@ -12,7 +12,18 @@ from simla_ray.data.sources import read_column
 from simla_ray.orchestration.cluster import Cluster
 from simla_ray.orchestration.prepare import Prepared
 
-PACKAGES = ("simla_ray", "torch", "torchvision", "timm", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "numpy")
+PACKAGES = (
+    "simla_ray",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "pyarrow",
+    "pillow",
+    "numpy",
+)
 
 
 def write_manifest(folder: Path, run: Run, prepared: Prepared, cluster: Cluster) -> None:
@@ -54,7 +65,9 @@ def git_sha() -> str | None:
     here = Path(__file__).parent
     try:
         sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return sha.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -16,10 +16,11 @@ def plan(run: Run, rows: int, total: int) -> list[str]:
         vocab = run.text.vocab_size
         model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}), vocab)
     trained = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("teacher."))
+    pairs = total * run.batch.global_
     return [
-        f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on each of "
-        f"{run.ray.workers} workers; {run.batch.micro - 1 + run.queue} negatives per query",
-        f"steps      {total} = {total * run.batch.global_} pairs = {total * run.batch.global_ / rows:.1f} epochs of {rows} rows",
+        f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on "
+        f"each of {run.ray.workers} workers; {run.batch.micro - 1 + run.queue} negatives per query",
+        f"steps      {total} = {pairs} pairs = {pairs / rows:.1f} epochs of {rows} rows",
         f"objectives {' '.join(f'{name}*{o.weight:g}' for name, o in on.items())}; schedule {run.schedule.kind}",
         f"weights    {trained / 1e6:.2f} M trained{'' if run.teacher is None else ', as many in the teacher'}",
         f"every      {run.log.every_steps} steps a log point, {run.eval.every_steps} a validation, "

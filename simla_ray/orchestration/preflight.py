@@ -1,4 +1,6 @@
-"""What can be seen before anything is started: mistakes in config, data and resources, and the plan of ``--dry-run``."""
+"""What can be seen before anything is started: mistakes in config, data and resources,
+and the plan of ``--dry-run``.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
     """Look for everything that would stop the run, without starting Ray.
 
     Returns:
-        The run with absolute paths, and the indexes of its data; None where the built-in world is still to be generated.
+        The run with absolute paths, and the indexes of its data; None where the built-in world is still to be
+        generated.
 
     Raises:
         UserError: the first thing that is wrong.

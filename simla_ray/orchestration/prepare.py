@@ -185,4 +185,3 @@ def world_uri(run: Run, uri: str, key: str) -> str:
     if split not in SETS:
         raise UserError(f"{key}: {uri} is not one of world:train, world:val, world:test")
     return str(world_folder(run) / f"{split}-*.parquet")
-

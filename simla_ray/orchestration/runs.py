@@ -13,7 +13,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
 from simla_ray.models.model import Model
-from simla_ray.training.checkpoint import find_checkpoint, load_weights, verify
+from simla_ray.training.checkpoint import find_checkpoint, load_weights
 
 
 def run_folder(run: Run) -> Path:
@@ -54,7 +54,6 @@ def load_trained(path: Path, device: torch.device | None = None) -> tuple[Run, M
         raise UserError(f"{folder}: holds no complete checkpoint yet")
     best = json.loads((newest / "state.json").read_text())["best_step"]
     checkpoint = find_checkpoint(folder / "checkpoints", best) or newest
-    verify(checkpoint)
     run = load_run([checkpoint / "config.yaml"], presets=False)
     model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}),
                   len(Vocabulary.load(checkpoint / "prepared")))  # fmt: skip

@@ -20,7 +20,10 @@ from simla_ray.training.validation import fixed_losses
 
 
 class Validation:
-    """Collective; call it for the metrics of the moment. Its rows are read once and split over the workers by number."""
+    """Collective; call it for the metrics of the moment.
+
+    Its rows are read once and split over the workers by number.
+    """
 
     def __init__(self, run: Run, prepared: Prepared, losses: Losses, comm: Comm, device: torch.device):
         self.run, self.losses, self.comm, self.device = run, losses, comm, device

@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,9 @@ def train_worker(config: dict[str, Any]) -> None:
     losses = build_losses(run, prepared).to(device)
     step = Step(run, losses, total, comm, device)
     state = State(0, Cursor.start(run.micro_batches))
-    resumed = ray.train.get_checkpoint()
-    if resumed is not None:
-        with resumed.as_directory() as path:
-            state = load_checkpoint(Path(path), run, losses.model, step.optimizer)
+    newest = find_checkpoint(folder / "checkpoints")
+    if newest is not None:
+        state = load_checkpoint(newest, run, losses.model, step.optimizer)
     log = None
     if comm.rank == 0:
         log = RunLog(folder, state.step, _publisher(config["name"]))
@@ -109,11 +109,9 @@ def _stream(run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm
     dataset = pipeline.training_stream(run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks)
     # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
     (shard,) = dataset.streaming_split(1)
-    pinned = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
     for packed in pack(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4), lanes, run):
-        if pinned:
-            packed.batch.pin()
-        yield packed
+        yield replace(packed, batch=packed.batch.pin()) if on_gpu else packed
 
 
 def _saver(
@@ -155,9 +153,7 @@ def _evaluate_best(
     rows = list(pipeline.iterate_rows(prepared.indexes["test"], comm.rank, comm.world, run.eval.pairs))
     began = time.perf_counter()
     scorer = Scorer(run, losses.model, prepared.vocabulary, device)
-    results = evaluate(
-        scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer
-    )
+    results = evaluate(scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer)
     if log is not None:
         temporary = folder / "evaluation.tmp"
         temporary.write_text(json.dumps(to_json(results)))

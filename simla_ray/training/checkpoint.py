@@ -1,11 +1,11 @@
 """A checkpoint folder: weights, teacher, queue, optimiser, state, config, vocabulary and codes, with checksums.
 
-    model.safetensors   student, heads, temperature, the teacher's float32 master, the queue
-    optimizer.safetensors   AdamW's moments, ``<moment>.<parameter name>``
-    state.json          step, cursor, best step
-    config.yaml         the resolved run
-    prepared/           vocabulary and codes
-    manifest.json       sha256 of every file, written last: without it the folder is not a checkpoint
+model.safetensors   student, heads, temperature, the teacher's float32 master, the queue
+optimizer.safetensors   AdamW's moments, ``<moment>.<parameter name>``
+state.json          step, cursor, best step
+config.yaml         the resolved run
+prepared/           vocabulary and codes
+manifest.json       sha256 of every file, written last: without it the folder is not a checkpoint
 """
 
 from __future__ import annotations
@@ -93,13 +93,24 @@ def verify(folder: Path) -> None:
 
 
 def find_checkpoint(checkpoints: Path, step: int | None = None) -> Path | None:
-    """The complete checkpoint of that step, or the newest one; None where there is none."""
-    steps = {
-        json.loads((m.parent / "state.json").read_text())["step"]: m.parent for m in checkpoints.glob("*/manifest.json")
-    }
-    if step is not None:
-        return steps.get(step)
-    return steps[max(steps)] if steps else None
+    """The complete checkpoint of that step, or the newest one; None where there is none.
+
+    What lies on storage counts, whether or not Ray came to register it before a kill. A damaged folder is passed over.
+    """
+    steps = {}
+    for manifest in checkpoints.glob("*/manifest.json"):
+        try:
+            steps[json.loads((manifest.parent / "state.json").read_text())["step"]] = manifest.parent
+        except (OSError, ValueError, KeyError):
+            continue  # cut short while it was copied
+    wanted = sorted(steps, reverse=True) if step is None else [s for s in steps if s == step]
+    for candidate in wanted:
+        try:
+            verify(steps[candidate])
+        except UserError:
+            continue
+        return steps[candidate]
+    return None
 
 
 def _checksums(folder: Path) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,10 @@
 """What a run writes down while it trains; rank 0 only.
 
-    metrics.jsonl    one line per step (kind "train") and per validation (kind "val")
-    dropped.jsonl    rows that could not be used, each time they were passed
-    consumed.jsonl   with ``data.audit``: every sample of every step
-    events.jsonl     start, resume, checkpoint, end, with the time of day
-    tensorboard/     the same scalars
+metrics.jsonl    one line per step (kind "train") and per validation (kind "val")
+dropped.jsonl    rows that could not be used, each time they were passed
+consumed.jsonl   with ``data.audit``: every sample of every step
+events.jsonl     start, resume, checkpoint, end, with the time of day
+tensorboard/     the same scalars
 """
 
 from __future__ import annotations

@@ -156,9 +156,7 @@ class Loop:
                 "truncated_fraction": sum(part["truncated"] for part in every) / (steps * run.batch.global_),
             }
             self.log.write("metrics.jsonl", lines)
-            self.log.write(
-                "dropped.jsonl", [{"step": s, "uid": u, "reason": r, "epoch": e} for s, u, r, e in drops]
-            )
+            self.log.write("dropped.jsonl", [{"step": s, "uid": u, "reason": r, "epoch": e} for s, u, r, e in drops])
             self.log.write(
                 "consumed.jsonl",
                 [

@@ -14,8 +14,8 @@ from simla_ray.models.model import Model
 def build_optimizer(model: Model, optim: Optim) -> torch.optim.AdamW:
     """Fused AdamW. Each group's ``factor`` multiplies the learning rate.
 
-    Weight decay spares 1-D tensors and biases. The official code also decays embeddings, positions, class and mask tokens and
-    the temperature (``no_decay: official``); we do not by default.
+    Weight decay spares 1-D tensors and biases. The official code also decays embeddings, positions, class and mask
+    tokens and the temperature (``no_decay: official``); we do not by default.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named_parameters(model):
@@ -53,5 +53,5 @@ def learning_rate(step: int, total: int, optim: Optim) -> float:
     warmup = min(optim.warmup_steps, total)
     if step < warmup:
         return optim.min_lr + (optim.lr - optim.min_lr) * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
+    done = (step - warmup) / max(1, total - 1 - warmup)
     return optim.min_lr + 0.5 * (optim.lr - optim.min_lr) * (1 + math.cos(math.pi * done))

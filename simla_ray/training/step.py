@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from simla_ray.config.schema import Distilled, Run, ScheduleKind
-from simla_ray.models.forward import Needs, forward_cross
+from simla_ray.models.forward import forward_cross
 from simla_ray.models.model import Model
+from simla_ray.models.needs import Needs
 from simla_ray.models.precision import autocast
 from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
 from simla_ray.training.comm import Comm
@@ -23,7 +24,9 @@ from simla_ray.types import Batch, LossTerm
 class Losses(nn.Module):
     """Forward and losses of one micro-batch; the module that DistributedDataParallel wraps."""
 
-    def __init__(self, run: Run, model: Model, tokenizer: nn.Module | None, cls_id: int, keyword_columns: Tensor | None):
+    def __init__(
+        self, run: Run, model: Model, tokenizer: nn.Module | None, cls_id: int, keyword_columns: Tensor | None
+    ):
         super().__init__()
         self.run, self.model, self.cls_id = run, model, cls_id
         self.tokenizer = tokenizer
@@ -36,11 +39,6 @@ class Losses(nn.Module):
         objectives = self.run.objectives
         needs = Needs.of(objectives, active, has_teacher=self.model.teacher is not None)
         record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)
-        codes = batch.codes
-        if codes is None and "mim" in active:
-            assert self.tokenizer is not None
-            picture = batch.code_image if batch.code_image is not None else batch.image[: len(batch.patch_mask)]
-            codes = self.tokenizer(picture)
         terms = loss_terms(
             record,
             batch,
@@ -49,13 +47,21 @@ class Losses(nn.Module):
             alphas,
             temperature=self.model.temperature,
             queue=self.model.queue,
-            codes=codes,
+            codes=self._codes(batch) if "mim" in active else None,
             cls_id=self.cls_id,
             keyword_columns=self.keyword_columns,
         )
         weights = {name: getattr(objectives, name).weight for name in terms}
         total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
         return total, terms, record.image_key, record.text_key
+
+    def _codes(self, batch: Batch) -> Tensor:
+        """(C, P) visual codes of the masked pictures."""
+        if batch.codes is not None:
+            return batch.codes
+        assert self.tokenizer is not None
+        picture = batch.code_image if batch.code_image is not None else batch.image[: len(batch.patch_mask)]
+        return self.tokenizer(picture)
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,8 @@ class StepOutput:
 class Step:
     """Holds the optimiser and the phase; call it once per optimiser step.
 
-    The micro-batch is the unit of meaning: random draws derive from (seed, step, micro-batch), gradients average over all
-    micro-batches of the step, and the queue takes their keys in order. Workers only decide who computes what.
+    The micro-batch is the unit of meaning: random draws derive from (seed, step, micro-batch), gradients average over
+    all micro-batches of the step, and the queue takes their keys in order. Workers only decide who computes what.
     """
 
     def __init__(self, run: Run, losses: Losses, total_steps: int, comm: Comm, device: torch.device):
@@ -128,7 +134,8 @@ class Step:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         if self.run.optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.run.optim.clip, norm)
-        # AdamW's own switch for gradient scaling: with found_inf set, parameters, moments and counters stay as they are.
+        # AdamW's own switch for gradient scaling: with found_inf set, parameters, moments and counters stay as they
+        # are.
         self.optimizer.found_inf = (~norm.isfinite()).float().to(self.device)  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -166,16 +173,16 @@ class Step:
 def active_at(run: Run, step: int, total: int) -> set[str]:
     """Objectives of a step: all of them, those of its phase, or the one drawn from (seed, step)."""
     on = list(run.objectives.active())
+    psl = run.objectives.psl
+    if psl is not None and step < psl.start_step and len(on) > 1:
+        on = [name for name in on if name != "psl"]
     if run.schedule.kind is ScheduleKind.phases:
-        phase = next(p for p in run.schedule.phases if step < p.until * total or p.until == 1.0)
+        phase = next(p for p in run.schedule.phases if step < round(p.until * total) or p.until == 1.0)
         on = [name for name in on if name in phase.objectives]
     elif run.schedule.kind is ScheduleKind.sampled:
         weights = np.array([run.schedule.mix.get(name, 1.0) for name in on])  # type: ignore[call-overload]
         rng = np.random.default_rng([run.seed, 5, step])
         on = [on[int(rng.choice(len(on), p=weights / weights.sum()))]]
-    psl = run.objectives.psl
-    if psl is not None and step < psl.start_step and len(on) > 1:
-        on = [name for name in on if name != "psl"]
     return set(on)
 
 

@@ -206,7 +206,6 @@ UNGUARDED = [
 ]  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="schema: no rule yet")
 @pytest.mark.parametrize("changes", [c for c, _ in UNGUARDED], ids=[why for _, why in UNGUARDED])
 def test_values_that_fail_only_later_are_refused(changes):
     with pytest.raises(UserError):

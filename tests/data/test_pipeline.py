@@ -61,13 +61,22 @@ def test_iterate_rows_splits_without_losing_a_row(world_index, world):
     assert [shards[i % world][i // world] for i in range(50)] == whole
 
 
-def test_kmeans_finds_separate_clusters():
+def test_kmeans_lowers_its_error_and_repeats():
     rng = np.random.default_rng(0)
-    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], dtype=np.float32)
-    points = np.concatenate([c + 0.1 * rng.standard_normal((50, 2)) for c in centres]).astype(np.float32)
-    found = kmeans(points, 4, 20, seed=0)
-    assert np.allclose(found[np.lexsort(found.T)], centres[np.lexsort(centres.T)], atol=0.2)
-    assert np.array_equal(found, kmeans(points, 4, 20, seed=0))
+    points = (rng.integers(0, 3, (400, 1)) * 10 + rng.standard_normal((400, 2))).astype(np.float32)
+
+    def error(centroids):
+        return ((points[:, None] - centroids[None]) ** 2).sum(-1).min(1).mean()
+
+    errors = [error(kmeans(points, 6, n, seed=0)) for n in (0, 1, 3, 20)]
+    assert errors[0] > errors[1] > errors[2] >= errors[3]
+    assert errors[3] < 2.5  # three clouds of variance 2; a centroid between two of them would give more
+    assert np.array_equal(kmeans(points, 6, 20, seed=0), kmeans(points, 6, 20, seed=0))
+
+
+def test_kmeans_gives_work_to_empty_centroids():
+    points = np.repeat(np.array([[0.0], [1.0], [5.0]], dtype=np.float32), [50, 1, 1], axis=0)
+    assert sorted(kmeans(points, 3, 10, seed=0).ravel().tolist()) == [0.0, 1.0, 5.0]
 
 
 def test_pixel_patches_are_row_major():

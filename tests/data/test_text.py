@@ -15,7 +15,7 @@ from simla_ray.errors import UserError
 
 
 def test_clean_is_the_official_pre_caption():
-    caption = "A <person>'s RED-and/or blue cat, (really): #1 \"hi\"; ~end!"
+    caption = 'A <person>\'s RED-and/or blue cat, (really): #1 "hi"; ~end!'
     assert clean(caption, 30) == "a persons red and or blue cat really 1 hi end"
     assert clean("one two  three", 2) == "one two"
     assert clean(" .,! ", 30) == ""

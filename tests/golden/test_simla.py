@@ -1,7 +1,8 @@
 """The `official` variant against numbers recorded from the official implementation.
 
-Sets are looked for under SIMLA_GOLDEN_DIR (default ../shared/golden) and in tests/golden/data; every set whose meta.json says
-model "simla" is run. Values are compared in fp64 at 1e-9 and in fp32 at 1e-5, gradients as the sets' README asks.
+Sets are looked for under SIMLA_GOLDEN_DIR (default ../shared/golden) and in tests/golden/data; every set whose
+meta.json says model "simla" is run. Values are compared in fp64 at 1e-9 and in fp32 at 1e-5, gradients as the sets'
+README asks.
 """
 
 import json
@@ -117,7 +118,9 @@ def one_step(model: Model, run, batch: Batch, inputs, values, meta_step):
         record, batch, objectives, active - {"psl"}, dict.fromkeys(active, alpha), temperature=model.temperature,
         queue=model.queue, codes=batch.codes, cls_id=CLS,
     )  # fmt: skip
-    chosen = select_keywords(record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, objectives.psl)
+    chosen = select_keywords(
+        record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, objectives.psl
+    )
     recorded = torch.zeros_like(chosen).scatter_(1, values["psl_top5_positions"].long(), True)
     tied = torch.tensor(meta_step["psl_keyword_tie"])
     assert torch.equal(chosen[~tied], recorded[~tied])
@@ -174,7 +177,8 @@ def test_two_steps_equal_the_official_ones(golden, dtype):
 
 def compare_intermediates(step, model, record, terms, target, values, batch, queue_before, rel):
     for ours, theirs in (
-        ("image_vec", "image_feat"), ("text_vec", "text_feat"), ("image_key", "image_feat_m"), ("text_key", "text_feat_m"),
+        ("image_vec", "image_feat"), ("text_vec", "text_feat"), ("image_key", "image_feat_m"), 
+        ("text_key", "text_feat_m"),
         ("match_logits", "itm_logits"), ("concept_logits", "psl_logits"), ("cls_attention", "psl_cls_attention"),
     ):  # fmt: skip
         close(f"step {step} {theirs}", getattr(record, ours), values[theirs], rel)
@@ -190,7 +194,12 @@ def compare_intermediates(step, model, record, terms, target, values, batch, que
     close("mim_loss_distill", terms["mim"].metrics["soft"], values["mim_loss_distill"], rel)
     if "call.text_encoder.cls.0.out" in values:
         close("MLM logits", record.mlm_grid, values["call.text_encoder.cls.0.out"], rel)
-        close("MLM teacher", record.mlm_teacher[batch.mlm_weight > 0], values["call.text_encoder_m.cls.0.out.labelled"], rel)
+        close(
+            "MLM teacher",
+            record.mlm_teacher[batch.mlm_weight > 0],
+            values["call.text_encoder_m.cls.0.out.labelled"],
+            rel,
+        )
         close("MIM logits", record.mim_logits[batch.mim_weight > 0], values["call.mim_head.0.out.masked"], rel)
         close("MIM teacher", record.mim_teacher[batch.mim_weight > 0], values["call.mim_head_m.0.out.masked"], rel)
 
@@ -205,7 +214,9 @@ def compare_stats(name, ours, theirs, rel, floor):
     scale = max(theirs[0].item(), floor)
     error = (three_numbers(ours) - theirs).abs()
     assert error[0] <= rel * scale, f"{name}: norm off by {error[0]:.2e} at {scale:.2e}"
-    assert error[1:].max() <= rel * scale * ours.numel() ** 0.5, f"{name}: sums off by {error[1:].tolist()} at {scale:.2e}"
+    assert error[1:].max() <= rel * scale * ours.numel() ** 0.5, (
+        f"{name}: sums off by {error[1:].tolist()} at {scale:.2e}"
+    )
 
 
 def compare_gradients(step, meta, model, values, rel):
@@ -243,7 +254,7 @@ def compare_state(golden, model, rel):
 
 def test_each_official_quirk_shows(golden):
     """Switching a quirk off moves its loss: the parity above is not an accident of insensitive numbers."""
-    meta, run, model = build(golden, torch.float64)
+    meta, _, model = build(golden, torch.float64)
     inputs, values = load_file(golden / "step0_inputs.safetensors"), load_file(golden / "step0_values.safetensors")
     batch = make_batch(inputs, torch.float64)
 

@@ -176,13 +176,11 @@ def test_an_objective_that_is_off_leaves_no_parameter_behind(on):
     assert any("crossattention" in n for n in names) == bool(on - {"itc"})
 
 
-@pytest.mark.xfail(strict=True, reason="model.Towers: cross-attention is built for PSL's controls, which make no pass")
 def test_psl_controls_need_no_cross_attention():
     names = [n for n, _ in make_model(make_run(("itc", "psl"), objectives__psl__select="random")).named_parameters()]
     assert not any("crossattention" in n for n in names)
 
 
-@pytest.mark.xfail(strict=True, reason="model.Model: projections, teacher and queue are built unasked")
 @pytest.mark.parametrize(
     ("prefix", "on", "changes"),
     [

@@ -99,7 +99,6 @@ def test_other_models_are_refused(name):
         VisionTower(Vision(timm=name, pretrained=False, image_px=32, patch_px=8), maskable=False)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="vision.VisionTower: timm's AssertionError gets through")
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UserError, match="vision"):
         tower(heads=5)

@@ -144,7 +144,6 @@ def test_controls_take_the_highest_prior(select, unit):
     assert choose(None, [[False, True, True, True, False]], psl) == [[1, 2]]
 
 
-@pytest.mark.xfail(strict=True, reason="keywords._vote: zero_vote_fill fills up with excluded positions too")
 def test_zero_vote_fill_leaves_excluded_positions_out():
     """`exclude_special`: specials and padding can never be keywords, filled up or not."""
     psl = Psl(unit="piece", zero_vote_fill=True, heads_top_k=1, max_keywords=5)

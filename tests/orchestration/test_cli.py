@@ -36,7 +36,10 @@ def test_print_config_is_the_run(capsys):
 
 
 def test_dry_run_says_the_plan_and_trains_nothing(capsys, world_files, tmp_path):
-    assert cli.pretrain_main(["--dry-run", *files(world_files), "optim.max_steps=null", "optim.epochs=2", "--name", "n"]) == 0
+    assert (
+        cli.pretrain_main(["--dry-run", *files(world_files), "optim.max_steps=null", "optim.epochs=2", "--name", "n"])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "train: 96 rows in 6 row groups" in out
     assert "64 pairs = 2 micro-batches of 32, 1 on each of 2 workers; 31 negatives per query" in out
@@ -57,7 +60,10 @@ BAD = {
     "micro of 1": (["batch.micro=1"], "batch.micro: 1 leaves no negatives"),
     "hard without threshold": (["objectives.psl.recommend=hard"], "objectives.psl.recommend: hard needs"),
     "unknown method": (["--method", "simlaa"], "method: simlaa is not one of simla"),
-    "missing file": (["data.train=[gone.parquet]", "data.val=[gone.parquet]"], "data.train: gone.parquet does not exist"),
+    "missing file": (
+        ["data.train=[gone.parquet]", "data.val=[gone.parquet]"],
+        "data.train: gone.parquet does not exist",
+    ),
     "missing config": (["--config", "gone.yaml"], "gone.yaml: cannot be read"),
     "no such world": (["data.train=['world:dev']"], "data.train: world:dev is not one of"),
     "world and files": (["data.train=[a.parquet]"], "must both be the built-in world, or neither"),
@@ -103,7 +109,10 @@ def table(path, rows, **columns):
     ],
 )
 def test_bad_data_is_one_clear_line(train, val, message, capsys, tmp_path):
-    uris = [f"data.train=[{table(tmp_path / 't.parquet', **train)}]", f"data.val=[{table(tmp_path / 'v.parquet', **val)}]"]
+    uris = [
+        f"data.train=[{table(tmp_path / 't.parquet', **train)}]",
+        f"data.val=[{table(tmp_path / 'v.parquet', **val)}]",
+    ]
     assert cli.pretrain_main(uris) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -42,8 +42,10 @@ def overrides(data: Path, storage: Path, name: str, workers: int) -> list[str]:
     return [
         f"name={name}", f"storage={storage}", f"data.train=[{data}/train.parquet]", f"data.val=[{data}/val.parquet]",
         "data.audit=true", "data.shuffle_window=40", "batch.micro=8", "batch.global=16", f"ray.workers={workers}",
-        "text.dropout=0.1", "vision.width=32", "text.width=32", "text.ffn=64", "joint_width=16", "codes.n=16", "codes.fit_images=40",
-        "optim.warmup_steps=4", f"optim.max_steps={STEPS}", "checkpoint.every_steps=8", "eval.every_steps=8", "eval.batches=2",
+        "text.dropout=0.1",
+        "vision.width=32", "text.width=32", "text.ffn=64", "joint_width=16", "codes.n=16", "codes.fit_images=40",
+        "optim.warmup_steps=4",
+        f"optim.max_steps={STEPS}", "checkpoint.every_steps=8", "eval.every_steps=8", "eval.batches=2",
         "eval.pairs=24", "eval.rerank_top_k=4", "log.every_steps=2", "queue=32", "ray.device=cpu",
         "schedule.phases=[{until: 0.2, objectives: [itc, psl]}, {until: 1.0, objectives: [itc, itm, mlm, mim, psl]}]",
     ]  # fmt: skip
@@ -98,8 +100,10 @@ def test_every_sample_once_per_epoch_and_drops_named(two_workers, world_rows):
 
 def test_the_folder_holds_everything(two_workers):
     folder, summary, said = two_workers
-    for name in ("config.yaml", "manifest.json", "metrics.jsonl", "events.jsonl", "dropped.jsonl", "summary.json", "report.html",
-                 "evaluation.json", "prepared/tokenizer.json", "prepared/codes.safetensors"):  # fmt: skip
+    for name in (
+        "config.yaml", "manifest.json", "metrics.jsonl", "events.jsonl", "dropped.jsonl", "summary.json", "report.html",
+        "evaluation.json", "prepared/tokenizer.json", "prepared/codes.safetensors",
+    ):  # fmt: skip
         assert (folder / name).is_file(), name
     assert list((folder / "tensorboard").glob("events.*"))
     assert 1 <= len(list((folder / "checkpoints").glob("step-*"))) <= 4
@@ -118,15 +122,16 @@ def test_the_folder_holds_everything(two_workers):
     assert json.loads((folder / "summary.json").read_text()) == summary
     validations = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "val"]
     assert [line["step"] for line in validations] == [8, 16, 24, STEPS]
-    assert {"itc_hard", "itm_hard", "mlm_hard", "mim_hard", "psl_hard", "retrieval_r10"} <= set(validations[0]["metrics"])
+    assert {"itc_hard", "itm_hard", "mlm_hard", "mim_hard", "psl_hard", "retrieval_r10"} <= set(
+        validations[0]["metrics"]
+    )
 
 
 def test_evaluate_on_demand_gives_the_same_numbers(two_workers, capsys):
     folder, summary, _ = two_workers
     assert evaluate_main([str(folder), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["retrieval"] == pytest.approx(summary["eval"]["retrieval"])
-    assert printed["match"] == pytest.approx(summary["eval"]["match"])
+    assert printed == summary["eval"]
     assert evaluate_main([str(folder), "retrieval", "nonsense"]) == 2
 
 
@@ -135,7 +140,9 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_nothing_had_happened(ray_session, 
     folder = tmp_path / "killed"
     environment = os.environ | {"RAY_ADDRESS": ray_session.get_runtime_context().gcs_address}
     command = [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *overrides(data, tmp_path, "killed", 2)]
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and driver.poll() is None:
         lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]

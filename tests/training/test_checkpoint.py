@@ -83,9 +83,14 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(tmp_path, vocabulary):
     (folder / "model.safetensors").write_bytes(bytes(weights))
     with pytest.raises(UserError, match=r"model\.safetensors: missing or damaged"):
         load_checkpoint(folder, RUN, step.model, step.optimizer)
+    older = folder.with_name("older")
+    older.mkdir()
+    save_checkpoint(older, RUN, step.model, step.optimizer, State(2, Cursor.start(1)), tmp_path / "prepared")
+    assert find_checkpoint(tmp_path / "ckpts") == older
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="not a complete checkpoint"):
         verify(folder)
+    (older / "state.json").write_text("{")
     assert find_checkpoint(tmp_path / "ckpts") is None
 
 

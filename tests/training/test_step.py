@@ -91,7 +91,6 @@ def test_psl_waits_for_its_start_step():
     assert [("psl" in active_at(run, s, 10)) for s in range(10)] == [False] * 4 + [True] * 6
 
 
-@pytest.mark.xfail(strict=True, reason="step.active_at: a step that drew psl runs it before psl.start_step")
 def test_psl_waits_for_its_start_step_where_objectives_are_sampled():
     run = make_run(schedule__kind="sampled", objectives__psl__start_step=100)
     assert not any("psl" in active_at(run, s, 1000) for s in range(100))

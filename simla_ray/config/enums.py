@@ -1,0 +1,121 @@
+"""The values that keys choose from."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Method(StrEnum):
+    simla = "simla"
+
+
+class Size(StrEnum):
+    tiny = "tiny"
+    small = "small"
+    base = "base"
+
+
+class Variant(StrEnum):
+    default = "default"
+    official = "official"
+
+
+class Flip(StrEnum):
+    always = "always"
+    caption_safe = "caption_safe"
+    never = "never"
+
+
+class Augment(StrEnum):
+    full = "full"
+    geometric = "geometric"
+    crop = "crop"
+
+
+class Stem(StrEnum):
+    patch = "patch"
+    conv = "conv"
+
+
+class CodesKind(StrEnum):
+    kmeans = "kmeans"
+    features = "features"
+    dvae = "dvae"
+
+
+class TeacherMode(StrEnum):
+    train = "train"
+    eval = "eval"
+
+
+class SameImage(StrEnum):
+    negative = "negative"
+    positive = "positive"
+
+
+class Negatives(StrEnum):
+    sample = "sample"
+    hard = "hard"
+    random = "random"
+
+
+class SoftDim(StrEnum):
+    vocab = "vocab"
+    sequence = "sequence"
+
+
+class MimCrop(StrEnum):
+    aligned = "aligned"
+    independent = "independent"
+
+
+class MimTeacherText(StrEnum):
+    student = "student"
+    student_redraw = "student_redraw"
+    teacher = "teacher"
+
+
+class Side(StrEnum):
+    teacher = "teacher"
+    student = "student"
+
+
+class KeywordUnit(StrEnum):
+    piece = "piece"
+    word = "word"
+
+
+class KeywordSelect(StrEnum):
+    attention = "attention"
+    content = "content"
+    tfidf = "tfidf"
+    random = "random"
+
+
+class Recommend(StrEnum):
+    soft = "soft"
+    hard = "hard"
+    off = "off"
+
+
+class ScheduleKind(StrEnum):
+    joint = "joint"
+    sampled = "sampled"
+    phases = "phases"
+
+
+class NoDecay(StrEnum):
+    standard = "standard"
+    official = "official"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"

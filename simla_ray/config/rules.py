@@ -1,0 +1,106 @@
+"""Rules over several keys. Each problem is one line: the key to change, the value found, what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from simla_ray.config.enums import CodesKind, KeywordSelect, MimTeacherText, Recommend, ScheduleKind, Side, Stem
+
+if TYPE_CHECKING:
+    from simla_ray.config.schema import Run
+
+#: Metric that may pick the best checkpoint -> objective that gives it.
+VALIDATION_METRICS = {
+    "retrieval_r10": "itc",
+    "match_accuracy": "itm",
+    "mlm_accuracy": "mlm",
+    "mim_accuracy": "mim",
+    "last": None,
+}
+
+
+def problems_of(run: Run) -> Iterator[str]:
+    """Yield one line per combination that cannot work: the key to change, the value found, what is allowed."""
+    on = run.objectives.active()
+    micro, total = run.batch.micro, run.batch.global_
+    if not on:
+        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
+    if total % micro:
+        yield f"batch.global: {total} is not a multiple of batch.micro={micro}"
+    elif run.micro_batches % run.ray.workers:
+        yield (
+            f"ray.workers: {run.ray.workers} does not divide the {run.micro_batches} micro-batches of a step "
+            f"(batch.global={total} / batch.micro={micro})"
+        )
+    worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}
+    if worlds["train"] != worlds["val"]:
+        yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
+    if micro == 1 and ("itm" in on or ("itc" in on and run.queue == 0)):
+        yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
+    if run.queue % total:
+        yield f"queue: {run.queue} is not a multiple of batch.global={total}"
+    if run.queue and run.teacher is None:
+        yield f"queue: {run.queue} keys need a teacher to make them; set teacher.m, or queue=0"
+    if run.vision.image_px % run.vision.patch_px:
+        yield f"vision.image_px: {run.vision.image_px} is not a multiple of vision.patch_px={run.vision.patch_px}"
+    if run.vision.stem is Stem.conv and run.vision.patch_px % 4:
+        yield f"vision.patch_px: {run.vision.patch_px} must be a multiple of 4 with vision.stem=conv"
+    if run.text.width % run.text.heads:
+        yield f"text.width: {run.text.width} is not a multiple of text.heads={run.text.heads}"
+    if run.text.max_tokens > run.text.max_positions:
+        yield f"text.max_tokens: {run.text.max_tokens} is more than text.max_positions={run.text.max_positions}"
+    if run.teacher is None:
+        for name, objective in on.items():
+            if getattr(objective, "soft_alpha", 0) > 0:
+                alpha = objective.soft_alpha  # type: ignore[attr-defined]
+                yield f"objectives.{name}.soft_alpha: {alpha} needs a teacher; set teacher.m or soft_alpha=0"
+    if "mim" in on:
+        if run.grid**2 + 1 > run.text.max_positions:
+            yield (
+                f"text.max_positions: {run.text.max_positions} is less than the {run.grid**2 + 1} image tokens "
+                "that mim sends through the text stack"
+            )
+        if run.codes.kind is CodesKind.dvae and run.codes.n != 8192:
+            yield f"codes.n: {run.codes.n}, but the dVAE has 8192 codes"
+        if run.codes.kind is not CodesKind.kmeans and run.codes.source is None:
+            yield f"codes.source: missing; codes.kind={run.codes.kind} needs the file or run to read from"
+        teacher_text = on["mim"].teacher_text  # type: ignore[attr-defined]
+        if teacher_text is MimTeacherText.student_redraw and run.text.dropout and run.teacher is None:
+            yield "objectives.mim.teacher_text: student_redraw needs a teacher"
+    if "psl" in on:
+        psl = run.objectives.psl
+        assert psl is not None
+        if psl.recommend is Recommend.hard and not psl.recommend_threshold and psl.recommend_top_k is None:
+            yield "objectives.psl.recommend: hard needs recommend_threshold > 0 or recommend_top_k"
+        if run.teacher is None and psl.select is KeywordSelect.attention and psl.attention is Side.teacher:
+            yield "objectives.psl.attention: teacher, but teacher is null; use student"
+        if run.teacher is None and psl.image_source is Side.teacher:
+            yield "objectives.psl.image_source: teacher, but teacher is null; use student"
+    phases = run.schedule.phases
+    if (run.schedule.kind is ScheduleKind.phases) != bool(phases):
+        yield "schedule.phases: must be given with schedule.kind=phases, and only then"
+    if phases:
+        ends = [p.until for p in phases]
+        if ends != sorted(set(ends)) or ends[-1] != 1.0:
+            yield f"schedule.phases: until must rise to 1.0, found {ends}"
+        for i, phase in enumerate(phases):
+            if set(phase.objectives) & set(on) == {"psl"} and run.objectives.psl and run.objectives.psl.start_step:
+                yield f"schedule.phases.{i}.objectives: psl alone, but objectives.psl.start_step keeps it off at first"
+            if not set(phase.objectives) & set(on):
+                yield f"schedule.phases.{i}.objectives: {phase.objectives} names nothing that is on ({', '.join(on)})"
+    mix = run.schedule.mix
+    if mix and run.schedule.kind is not ScheduleKind.sampled:
+        yield "schedule.mix: only read with schedule.kind=sampled"
+    if set(mix) - set(on):
+        yield f"schedule.mix: {', '.join(sorted(set(mix) - set(on)))} is not on; on are {', '.join(on)}"
+    if min(mix.values(), default=0) < 0 or (set(mix) >= set(on) and not sum(mix.values())):
+        yield f"schedule.mix: {dict(mix)} must not be negative, and not all zero"
+    if run.optim.min_lr > run.optim.lr:
+        yield f"optim.min_lr: {run.optim.min_lr} is more than optim.lr={run.optim.lr}"
+    if run.vision.width is not None and run.vision.heads is not None and run.vision.width % run.vision.heads:
+        yield f"vision.width: {run.vision.width} is not a multiple of vision.heads={run.vision.heads}"
+    if run.eval.best not in VALIDATION_METRICS:
+        yield f"eval.best: {run.eval.best} is not one of {', '.join(VALIDATION_METRICS)}"
+    elif VALIDATION_METRICS[run.eval.best] is not None and VALIDATION_METRICS[run.eval.best] not in on:
+        yield f"eval.best: {run.eval.best} needs objectives.{VALIDATION_METRICS[run.eval.best]}"

@@ -1,0 +1,67 @@
+"""Which passes a set of objectives asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simla_ray.config.schema import KeywordSelect, Objectives, Recommend, Side, SoftDim
+
+#: Objectives whose student passes run the text stack with cross-attention.
+FUSED = {"itm", "mlm", "mim"}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the objectives of a phase read. Static: it never depends on data."""
+
+    itc: bool
+    itm: bool
+    mlm: bool
+    mim: bool
+    psl: bool
+    mlm_teacher: bool
+    mlm_grid: bool  # logits of every position, not only of the masked ones
+    mim_teacher: bool
+    psl_attention: Side | None  # whose text weights give the keyword attention; None: no such pass
+    psl_recommend: bool
+    psl_teacher: bool  # the keyword attention reads the teacher's text weights or image tokens
+
+    @classmethod
+    def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
+        mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
+        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl")}
+        keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
+        return cls(
+            **on,
+            mlm_teacher=on["mlm"] and mlm is not None and mlm.soft_alpha > 0 and has_teacher,
+            mlm_grid=on["mlm"] and mlm is not None and mlm.soft_dim is SoftDim.sequence,
+            mim_teacher=on["mim"] and mim is not None and mim.soft_alpha > 0 and has_teacher,
+            psl_attention=psl.attention if keyword_pass and psl is not None else None,
+            psl_teacher=keyword_pass
+            and psl is not None
+            and has_teacher
+            and Side.teacher in (psl.attention, psl.image_source),
+            psl_recommend=on["psl"]
+            and psl is not None
+            and psl.recommend is not Recommend.off
+            and psl.soft_alpha > 0
+            and has_teacher,
+        )
+
+    @property
+    def text_only(self) -> bool:
+        return self.itc or self.itm
+
+    @property
+    def teacher_image(self) -> bool:
+        return self.text_only or self.mlm_teacher or self.psl_recommend
+
+    @property
+    def fusion(self) -> bool:
+        """Any pass, the student's or the teacher's, with cross-attention."""
+        return self.itm or self.mlm or self.mim or self.psl_attention is not None
+
+    @property
+    def teacher(self) -> bool:
+        """Any pass through the teacher."""
+        return self.teacher_image or self.mim_teacher or self.psl_teacher
