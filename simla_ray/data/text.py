@@ -103,8 +103,11 @@ class Vocabulary:
         return cls(tokenizer, frequency)
 
 
-def build_vocabulary(captions: Iterable[str], text: Text) -> Vocabulary:
+def build_vocabulary(captions: Iterable[str], text: Text, given: Tokenizer | None = None) -> Vocabulary:
     """Train a WordPiece vocabulary on cleaned captions, or load the named one, and count words.
+
+    Args:
+        given: the tokenizer of the run whose weights this one starts from; its ids must stay.
 
     Raises:
         UserError: text.vocab names a file or hub vocabulary that cannot be read.
@@ -117,7 +120,9 @@ def build_vocabulary(captions: Iterable[str], text: Text) -> Vocabulary:
         if text.vocab == "train":
             lines[caption] += 1
         n += 1
-    if text.vocab == "train":
+    if given is not None:
+        tokenizer = given
+    elif text.vocab == "train":
         tokenizer = _train_wordpiece(lines, text.vocab_size)
     elif Path(text.vocab).is_file():
         tokenizer = BertWordPieceTokenizer(text.vocab, lowercase=True)._tokenizer

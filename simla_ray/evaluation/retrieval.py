@@ -7,14 +7,14 @@ alone, the others staying below in ITC's order (official ``Retrieval.py``, ``eva
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from simla_ray.evaluation.eval_set import EvalSet, load_items, merge_images, split_dropped
+from simla_ray.evaluation.eval_set import EvalSet, Item, merge_images, split_dropped
 from simla_ray.evaluation.examples import number, pick
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Gather, chunks_of
@@ -87,15 +87,17 @@ def vector_retrieval(
 
 
 def validation_retrieval(
-    scorer: Scorer, rows: Sequence[Mapping[str, Any]], gather: Gather = lambda own: [own]
+    scorer: Scorer, loaded: Sequence[Item | str], gather: Gather = lambda own: [own]
 ) -> dict[str, float]:
     """``vector_retrieval`` over the rows of all ranks, each encoding its own. Collective.
+
+    Args:
+        loaded: this rank's rows as ``load_items`` gives them, decoded once for all validations.
 
     Raises:
         UserError: no row can be used.
     """
     scorer.eval_mode()
-    loaded = load_items(scorer, rows)
     own = merge_images(item for item in loaded if not isinstance(item, str))
     image_ids = [item.image_id for item in own]
     caption_ids = [item.image_id for item in own for _ in item.captions]

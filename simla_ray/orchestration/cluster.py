@@ -40,8 +40,6 @@ def join(run: Run) -> Cluster:
     Raises:
         UserError: no cluster at the address, or it lacks the CPUs or GPUs the run asks for.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
     for name in ("ray", "ray.data", "ray.train", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
     address = joins(run)

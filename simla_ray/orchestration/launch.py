@@ -67,6 +67,7 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         say(cluster.line())
         pipeline.quiet()
         began = time.perf_counter()
+        say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")
         prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
         stored.write_text(to_yaml(run))
         total = total_steps(run, prepared)

@@ -19,6 +19,7 @@ from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 from simla_ray.models.visual_codes import PatchCodes
+from simla_ray.orchestration.runs import load_trained
 
 SETS = ("train", "val", "test")
 CODES = "codes.safetensors"
@@ -108,10 +109,16 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
+        start = _start_of(run)
         captions = pipeline.caption_stream(indexes["train"], run.text.max_words, cpus)
-        build_vocabulary(captions, run.text).save(unfinished)
+        given = Vocabulary.load(start).tokenizer if start is not None else None
+        build_vocabulary(captions, run.text, given).save(unfinished)
         if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():
-            save_tensors({"centroids": torch.from_numpy(_fit_codes(run, indexes["train"], cpus))}, unfinished / CODES)
+            if start is not None and (start / CODES).exists():
+                centroids = load_tensors(start / CODES)["centroids"]
+            else:
+                centroids = torch.from_numpy(_fit_codes(run, indexes["train"], cpus))
+            save_tensors({"centroids": centroids}, unfinished / CODES)
         unfinished.rename(folder)
     return Prepared(folder, indexes, Vocabulary.load(folder))
 
@@ -152,6 +159,13 @@ def keyword_columns(run: Run, vocabulary: Vocabulary) -> torch.Tensor | None:
     return torch.tensor(sorted(ids))
 
 
+def _start_of(run: Run) -> Path | None:
+    """Vocabulary and codes of the run this one starts from: its word ids and code numbers must stay."""
+    if run.init_from is None:
+        return None
+    return load_trained(Path(run.init_from))[2] / "prepared"
+
+
 def _fit_codes(run: Run, train: Index, cpus: int):
     featurise = None
     if run.codes.kind is CodesKind.features:
@@ -166,8 +180,6 @@ def _fit_codes(run: Run, train: Index, cpus: int):
 
 def _frozen_tower(run: Run):
     """The student's image tower of the run that ``codes.source`` names."""
-    from simla_ray.orchestration.runs import load_trained
-
     assert run.codes.source is not None
     other, model, _ = load_trained(run.codes.source)
     if other.vision.image_px != run.vision.image_px or other.vision.patch_px != run.vision.patch_px:

@@ -11,6 +11,7 @@ from simla_ray.data import pipeline
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
 from simla_ray.data.sample import SampleMaker
+from simla_ray.evaluation.eval_set import Item, load_items
 from simla_ray.evaluation.retrieval import validation_retrieval
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.orchestration.prepare import Prepared
@@ -29,14 +30,15 @@ class Validation:
         self.run, self.losses, self.comm, self.device = run, losses, comm, device
         self.batches, self.n_batches = fixed_batches(run, prepared, comm)
         self.scorer = Scorer(run, losses.model, prepared.vocabulary, device)
-        self.rows: list[dict[str, Any]] = []
+        self.items: list[Item | str] = []
         if "itc" in run.objectives.active():
-            self.rows = list(pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs))
+            rows = pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs)
+            self.items = load_items(self.scorer, rows)
 
     def __call__(self) -> dict[str, float]:
         metrics = fixed_losses(self.run, self.losses, self.batches, self.n_batches, self.comm, self.device)
         if "itc" in self.run.objectives.active():
-            metrics |= validation_retrieval(self.scorer, self.rows, self.comm.gather)
+            metrics |= validation_retrieval(self.scorer, self.items, self.comm.gather)
         self.losses.train()
         return metrics
 

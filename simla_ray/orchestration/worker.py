@@ -20,6 +20,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.packing import Packed, pack
+from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.models.checkpoint_io import load_bert
@@ -92,12 +93,25 @@ def build_losses(run: Run, prepared: Prepared) -> Losses:
     if run.text.weights is not None:
         load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
     if run.init_from is not None:
-        _, other, _ = load_trained(Path(run.init_from))
-        model.load_state_dict(other.state_dict(), strict=False)
+        _start_from(model, Path(run.init_from))
     if model.teacher is not None and (run.text.weights is not None or run.init_from is not None):
         model.teacher.copy_from(model.student)
     tokenizer = load_tokenizer(run, prepared.folder)
     return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
+
+
+def _start_from(model: Model, path: Path) -> None:
+    """Weights of another run's student and heads, where this run has them; the teacher starts as their copy."""
+    _, other, _ = load_trained(path)
+    ours = model.state_dict()
+    theirs = {n: t for n, t in other.state_dict().items() if n in ours and not n.startswith(("teacher.", "queue."))}
+    wrong = [n for n, t in theirs.items() if t.shape != ours[n].shape]
+    if wrong:
+        raise UserError(
+            f"init_from: {path} has {wrong[0]} of shape {tuple(theirs[wrong[0]].shape)}, this run "
+            f"{tuple(ours[wrong[0]].shape)}; use its size and keys"
+        )
+    model.load_state_dict(theirs, strict=False)
 
 
 def _stream(run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm) -> Iterator[Packed]:

@@ -36,7 +36,8 @@ class Loop:
         n_rows: rows of the training set, for epochs and the drop limit.
         lane_rows: rows per epoch of every lane.
         log: on rank 0, else None.
-        validate: collective; returns the metrics of a validation, the same on every rank.
+        validate: collective; returns the metrics of a validation, the same on every rank, and leaves the model in
+            training mode.
         save: collective; takes the state and its validation metrics, stores a checkpoint.
         known_drops: uids already dropped by an earlier leg.
     """
@@ -62,6 +63,7 @@ class Loop:
 
     def __call__(self, stream: Iterator[Packed]) -> State:
         run, state, total = self.run, self.state, self.step.total
+        self.step.losses.train()
         while state.step < total:
             began = time.perf_counter()
             packed = [self._next(stream) for _ in range(self.per_worker)]

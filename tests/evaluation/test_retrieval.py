@@ -5,7 +5,7 @@ import pytest
 
 from simla_ray.errors import UserError
 from simla_ray.evaluation import retrieval
-from simla_ray.evaluation.eval_set import EvalSet
+from simla_ray.evaluation.eval_set import EvalSet, load_items
 from simla_ray.evaluation.retrieval import chance, ranks, recalls, reranked, validation_retrieval, vector_retrieval
 from simla_ray.evaluation.work import Work
 
@@ -153,13 +153,14 @@ def test_validation_is_the_itc_of_the_full_evaluation(scorer, world_rows):
     itc = retrieval.measure(EvalSet.load(scorer, rows, Work())).metrics["itc"]
     expected = {f"retrieval_r{k}": pytest.approx((itc[f"i2t_r{k}"] + itc[f"t2i_r{k}"]) / 2) for k in (1, 10)}
     for world in (1, 2, 3):
-        found = on_ranks(world, lambda r, gather, w=world: validation_retrieval(scorer, rows[r::w], gather))
+        shards = [load_items(scorer, rows[rank::world]) for rank in range(world)]
+        found = on_ranks(world, lambda rank, gather, s=shards: validation_retrieval(scorer, s[rank], gather))
         assert found == [expected] * world
 
 
 def test_validation_with_an_idle_rank_and_with_nothing(scorer, world_rows):
     rows = world_rows["test"][:2]
-    found = on_ranks(3, lambda rank, gather: validation_retrieval(scorer, rows[rank::3], gather))
-    assert found[0] == found[2] == validation_retrieval(scorer, rows)
+    found = on_ranks(3, lambda rank, gather: validation_retrieval(scorer, load_items(scorer, rows[rank::3]), gather))
+    assert found[0] == found[2] == validation_retrieval(scorer, load_items(scorer, rows))
     with pytest.raises(UserError, match="no row can be evaluated"):
         validation_retrieval(scorer, [])

@@ -12,12 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from simla_ray.config.load import load_run
 from simla_ray.data import world
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cli import evaluate_main
 from simla_ray.orchestration.launch import pretrain
+from simla_ray.orchestration.preflight import check
+from simla_ray.orchestration.prepare import load_tokenizer, prepare
+from simla_ray.orchestration.runs import load_trained
+from simla_ray.orchestration.worker import build_losses
 from simla_ray.training.log import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -170,6 +175,30 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_nothing_had_happened(ray_session, 
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert finished.returncode == 0
     assert "is finished" in finished.stdout
+
+
+def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, one_worker, tmp_path):
+    source, summary = one_worker
+    run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "next", 1), f"init_from={source}", "seed=1"]))
+    prepared = prepare(run, tmp_path / "prepared", 1)
+    model = build_losses(run, prepared).model
+    _, trained, checkpoint = load_trained(source)
+    assert json.loads((checkpoint / "state.json").read_text())["step"] == summary["best_step"]
+    for name, tensor in trained.student.state_dict().items():
+        assert torch.equal(model.student.state_dict()[name], tensor), name
+        assert torch.equal(model.teacher.master.state_dict()[name], tensor), name
+
+
+def test_codes_over_the_features_of_an_earlier_run(ray_session, data, one_worker, tmp_path):
+    source, _ = one_worker
+    features = ["codes.kind=features", f"codes.source={source}", "codes.n=8"]
+    run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "features", 1), *features]))
+    assert run.label == "simla-tiny-features8"
+    prepared = prepare(run, tmp_path / "prepared", 1)
+    tokenizer = load_tokenizer(run, prepared.folder)
+    codes = tokenizer(torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8))
+    assert codes.shape == (2, 36)
+    assert tokenizer.centroids.shape == (8, 32)
 
 
 def test_too_many_unusable_rows_stop_the_run_with_one_line(ray_session, data, tmp_path):
