@@ -20,6 +20,7 @@ from simla_ray.config.load import difference, load_run, to_yaml
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.errors import UserError
+from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.manifest import write_manifest
 from simla_ray.orchestration.plan import plan
@@ -30,7 +31,6 @@ from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import train_worker
 from simla_ray.report.page import write_report
 from simla_ray.report.terminal import progress_line
-from simla_ray.training.log import read_lines
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
 WORKER_ENV = {

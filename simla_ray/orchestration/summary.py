@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from simla_ray.config.schema import Run
+from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.prepare import Prepared
-from simla_ray.training.log import read_lines
 
 
 def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from simla_ray.data.packing import Packed, pack
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
+from simla_ray.jsonl import read_lines
 from simla_ray.models.checkpoint_io import load_bert
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
@@ -31,7 +32,7 @@ from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.validation import Validation
 from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from simla_ray.training.comm import Comm
-from simla_ray.training.log import RunLog, read_lines
+from simla_ray.training.log import RunLog
 from simla_ray.training.loop import Loop
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step

@@ -10,6 +10,7 @@ from typing import Any
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
+from simla_ray.jsonl import read_lines
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def read_folder(folder: Path) -> RunFolder:
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder}: no config.yaml in it; give the folder of a run")
-    lines = _lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / "metrics.jsonl")
     evaluation = _tree(folder / "evaluation.json") or {}
     summary = _tree(folder / "summary.json")
     results = {task: result.get("metrics", {}) for task, result in evaluation.items()}
@@ -83,24 +84,11 @@ def read_folder(folder: Path) -> RunFolder:
         summary=summary,
         train=[line for line in lines if line.get("kind") == "train"],
         val=[line for line in lines if line.get("kind") == "val"],
-        events=_lines(folder / "events.jsonl"),
-        dropped=_lines(folder / "dropped.jsonl"),
+        events=read_lines(folder / "events.jsonl"),
+        dropped=read_lines(folder / "dropped.jsonl"),
         examples={task: result.get("examples", []) for task, result in evaluation.items()},
         results=(summary or {}).get("eval") or results,
     )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def _tree(path: Path) -> dict[str, Any] | None:

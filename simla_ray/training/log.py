@@ -17,6 +17,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from simla_ray.jsonl import read_lines
+
 STEPPED = ("metrics.jsonl", "dropped.jsonl", "consumed.jsonl")
 
 
@@ -53,19 +55,6 @@ class RunLog:
 
     def close(self) -> None:
         self.board.close()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -17,13 +17,13 @@ import torch
 from simla_ray.config.load import load_run
 from simla_ray.data import world
 from simla_ray.errors import UserError
+from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.cli import evaluate_main
 from simla_ray.orchestration.launch import pretrain
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import load_tokenizer, prepare
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.worker import build_losses
-from simla_ray.training.log import read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,4 +1,5 @@
-from simla_ray.training.log import RunLog, read_lines
+from simla_ray.jsonl import read_lines
+from simla_ray.training.log import RunLog
 
 
 def test_resuming_cuts_what_will_be_done_again(tmp_path):

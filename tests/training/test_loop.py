@@ -10,9 +10,10 @@ from simla_ray.data.order import Position
 from simla_ray.data.packing import Dropped, Packed
 from simla_ray.data.sample import SampleMaker
 from simla_ray.errors import UserError
+from simla_ray.jsonl import read_lines
 from simla_ray.models.model import Model
 from simla_ray.training.comm import Comm
-from simla_ray.training.log import RunLog, read_lines
+from simla_ray.training.log import RunLog
 from simla_ray.training.loop import Loop
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
