@@ -55,7 +55,7 @@ def headline(results: dict[str, dict[str, Any]]) -> list[Measure]:
         if value is not None:
             chance = retrieval.get("chance", {}).get(f"{direction}_r10")
             found.append(Measure(f"R@10 {words}", value, chance, "chance", f"{RANKINGS[ranking]}, {size(retrieval)}"))
-    wanted = ("Match AUC, hard pairs", "Pointing accuracy", "Unsaid words, average precision", "Masked colour words")
+    wanted = ("Match AUC, random pairs", "Pointing accuracy", "Unsaid words, average precision", "Masked colour words")
     return found + [m for m in other_measures(results) if m.name in wanted]
 
 
