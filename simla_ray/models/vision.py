@@ -77,7 +77,7 @@ class ConvStem(nn.Module):
         super().__init__()
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        half = max(16, embed_dim // 4)
+        half = max(16, embed_dim // 2)
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, half, 3, 2, 1), nn.GELU(), nn.Conv2d(half, embed_dim, 3, 2, 1), nn.GELU()
         )
