@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: Metric that may pick the best checkpoint -> objective that gives it.
 VALIDATION_METRICS = {
     "retrieval_r10": "itc",
-    "match_accuracy": "itm",
+    "itm_accuracy": "itm",
     "mlm_accuracy": "mlm",
     "mim_accuracy": "mim",
     "last": None,
@@ -38,6 +38,10 @@ def problems_of(run: Run) -> Iterator[str]:
         yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
     if micro == 1 and ("itm" in on or ("itc" in on and run.queue == 0)):
         yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
+    if run.data.decode_cpus < run.ray.workers:
+        yield f"data.decode_cpus: {run.data.decode_cpus} is less than one for each of ray.workers={run.ray.workers}"
+    if run.objectives.itm is not None and run.objectives.itm.eps == 0 and run.objectives.itm.eps_end is not None:
+        yield f"objectives.itm.eps_end: {run.objectives.itm.eps_end} is not reached from objectives.itm.eps=0"
     if run.queue % total:
         yield f"queue: {run.queue} is not a multiple of batch.global={total}"
     if run.queue and run.teacher is None:

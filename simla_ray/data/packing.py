@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from simla_ray.config.schema import Run
 from simla_ray.data.collate import collate
 from simla_ray.data.order import Position
+from simla_ray.errors import UserError
 from simla_ray.types import Batch
 
 
@@ -35,29 +36,52 @@ class Packed:
     truncated: int = 0
 
 
-def pack(blocks: Iterable[dict[str, np.ndarray]], lanes: Sequence[int], run: Run) -> Iterator[Packed]:
+def pack(blocks: Iterable[dict[str, np.ndarray]], lanes: Sequence[int], run: Run, n_rows: int) -> Iterator[Packed]:
     """Yield micro-batches of the lanes in turn, lane after lane, step after step.
 
     Args:
         blocks: column -> stacked values, as ``training_stream`` gives them; lanes may come interleaved in any way, rows
         of a
             lane come in its order.
+        n_rows: rows of the training set.
+
+    Raises:
+        UserError: more distinct rows than ``data.max_drop_fraction`` cannot be used.
     """
     micro = run.batch.micro
     waiting: dict[int, deque] = {lane: deque() for lane in lanes}
     good = dict.fromkeys(lanes, 0)
     turn = 0
+    unusable: dict[str, str] = {}
     for block in blocks:
         meta = [block[c].tolist() for c in ("lane", "epoch", "offset", "uid", "drop")]
         arrays = {n: v for n, v in block.items() if n not in ("lane", "epoch", "offset", "uid", "drop")}
         for i, (lane, epoch, offset, uid, drop) in enumerate(zip(*meta, strict=True)):
-            waiting[lane].append((epoch, offset, uid, drop, arrays, i))
+            waiting[lane].append((epoch, offset, uid, drop, None if drop else arrays, i))
             good[lane] += not drop
+            if drop:
+                unusable[uid] = drop
+                check_drops(unusable, n_rows, run)
         while good[lanes[turn]] >= micro:
             lane = lanes[turn]
             yield _take(waiting[lane], lane, micro, run)
             good[lane] -= micro
             turn = (turn + 1) % len(lanes)
+
+
+def check_drops(unusable: Mapping[str, str], n_rows: int, run: Run) -> None:
+    """Stop a run whose data are not what its owner thinks.
+
+    Args:
+        unusable: uid -> reason.
+    """
+    if len(unusable) > run.data.max_drop_fraction * n_rows:
+        counts = Counter(unusable.values()).most_common()
+        raise UserError(
+            f"data.max_drop_fraction: {len(unusable)} of {n_rows} training rows cannot be used "
+            f"({', '.join(f'{reason} {n}' for reason, n in counts)}; first {next(iter(unusable))}), "
+            f"more than the allowed {run.data.max_drop_fraction}"
+        )
 
 
 def _take(waiting: deque, lane: int, micro: int, run: Run) -> Packed:

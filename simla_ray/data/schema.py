@@ -51,10 +51,10 @@ def resolve_columns(present: Iterable[str], where: str) -> dict[str, str]:
 def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     """A row under our names: captions a list, phrases with text, uid and image_id always there."""
     row = dict(row)
-    row["uid"] = str(row.get("uid") or uid)
-    row["image_id"] = str(row.get("image_id") or row["uid"])
+    row["uid"] = uid if row.get("uid") is None else str(row["uid"])
+    row["image_id"] = row["uid"] if row.get("image_id") is None else str(row["image_id"])
     captions = row.get("captions")
-    row["captions"] = [captions] if isinstance(captions, str) else list(captions or [])
+    row["captions"] = list(captions) if isinstance(captions, list) else [] if captions is None else [captions]
     if row.get("phrases"):
         row["phrases"] = [{"text": p.get("text") or p.get("phrase"), "boxes": p["boxes"]} for p in row["phrases"]]
     return row

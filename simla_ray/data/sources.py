@@ -97,16 +97,18 @@ def read_rows(
         Rows; the image of a JSON row is a ``Path``, or a ``str`` with the reason why it is not read.
     """
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
-    stem = Path(unit.path).stem
     if unit.path.endswith(".json"):
         listed = _json_rows(unit.path)
+        columns_of_list = resolve_columns(listed[0], unit.path)
         allowed = [Path(r) for r in roots] or [Path(unit.path).parent]
         rows = []
         for i in (unit.number + int(p) for p in inside):
-            entry = {ours: listed[i][theirs] for ours, theirs in resolve_columns(listed[i], unit.path).items()}
-            path = str(entry["image"])
-            entry.setdefault("image_id", path)
-            rows.append(normalise(entry | {"image": _inside(path, allowed)}, f"{stem}:{i}"))
+            entry = {ours: listed[i].get(theirs) for ours, theirs in columns_of_list.items()}
+            path = entry["image"]
+            image = _inside(str(path), allowed) if path else "image_missing"
+            if path:
+                entry.setdefault("image_id", str(path))
+            rows.append(normalise(entry | {"image": image}, _uid(unit, i)))
         return rows
     parquet = _open(unit.path)
     names = resolve_columns(parquet.schema_arrow.names, unit.path)
@@ -115,7 +117,13 @@ def read_rows(
     table = parquet.read_row_group(unit.number, columns=list(names.values()), use_threads=False)
     table = table.take(pa.array(inside)).rename_columns([_ours(names, n) for n in table.column_names])
     first = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.number))
-    return [normalise(row, f"{stem}:{first + int(i)}") for row, i in zip(table.to_pylist(), inside, strict=True)]
+    return [normalise(row, _uid(unit, first + int(i))) for row, i in zip(table.to_pylist(), inside, strict=True)]
+
+
+def _uid(unit: Unit, row: int) -> str:
+    """Uid of a row that brings none: folder and name of the file tell shards of one name apart."""
+    path = Path(unit.path)
+    return f"{path.parent.name}/{path.stem}:{row}"
 
 
 def _ours(names: dict[str, str], theirs: str) -> str:

@@ -125,7 +125,10 @@ def build_vocabulary(captions: Iterable[str], text: Text, given: Tokenizer | Non
     elif text.vocab == "train":
         tokenizer = _train_wordpiece(lines, text.vocab_size)
     elif Path(text.vocab).is_file():
-        tokenizer = BertWordPieceTokenizer(text.vocab, lowercase=True)._tokenizer
+        try:
+            tokenizer = BertWordPieceTokenizer(text.vocab, lowercase=True)._tokenizer
+        except Exception as error:  # the tokenizers library raises bare Exception, and TypeError for missing specials
+            raise UserError(f"text.vocab: {text.vocab} is no WordPiece vocabulary ({error})") from None
     else:
         tokenizer = _hub_tokenizer(text.vocab)
     return Vocabulary(tokenizer, {word: count / max(n, 1) for word, count in sorted(counts.items())})

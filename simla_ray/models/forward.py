@@ -116,7 +116,8 @@ def forward_cross(
             ids.append(batch.masked_ids)
             masks.append(batch.token_mask)
             images.append(own)
-        keep = Attentions(want_cls=needs.psl_attention is Side.student and needs.itm)
+        own_attention = needs.itm and needs.psl_attention is Side.student and not needs.psl_teacher
+        keep = Attentions(want_cls=own_attention)
         fused = student.text.encode(
             torch.cat(ids),
             torch.cat(masks),

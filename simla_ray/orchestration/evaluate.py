@@ -10,9 +10,10 @@ import torch
 from simla_ray.data import pipeline
 from simla_ray.data.index import build_index
 from simla_ray.data.text import Vocabulary
+from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate
-from simla_ray.orchestration.prepare import build_indexes, load_tokenizer
+from simla_ray.orchestration.prepare import index_of, load_tokenizer
 from simla_ray.orchestration.runs import find_run, load_trained
 from simla_ray.types import EvalResult
 
@@ -33,10 +34,14 @@ def evaluate_run(
     Raises:
         UserError: no such run, task or file.
     """
+    if split is not None and not data:
+        raise UserError(f"--split: {split} is a filter of --data, which is missing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run, model, checkpoint = load_trained(find_run(path, storage), device)
     vocabulary = Vocabulary.load(checkpoint / "prepared")
-    index = build_index(data, split, run.data.image_roots, "--data") if data else build_indexes(run)["test"]
+    index = build_index(data, split, run.data.image_roots, "--data") if data else index_of(run, "test")
     tokenizer = load_tokenizer(run, checkpoint / "prepared")
+    if tokenizer is not None:
+        tokenizer = tokenizer.to(device)
     rows = list(pipeline.iterate_rows(index, limit=run.eval.pairs))
     return evaluate(Scorer(run, model, vocabulary, device), rows, tasks=list(tasks) or None, tokenizer=tokenizer)

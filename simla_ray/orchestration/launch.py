@@ -14,6 +14,7 @@ from typing import Any
 
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 
 from simla_ray.config.load import difference, load_run, to_yaml
@@ -22,15 +23,16 @@ from simla_ray.data import pipeline
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
-from simla_ray.orchestration.manifest import write_manifest
+from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import Prepared, prepare
 from simla_ray.orchestration.runs import fresh_name, run_folder
 from simla_ray.orchestration.summary import write_summary
-from simla_ray.orchestration.worker import train_worker
+from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
 from simla_ray.report.terminal import progress_line
+from simla_ray.training.checkpoint import find_checkpoint
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
 WORKER_ENV = {
@@ -69,6 +71,9 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         began = time.perf_counter()
         say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")
         prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
+        check_data(folder, run, prepared)
+        if find_checkpoint(folder / "checkpoints") is None:
+            build_losses(run, prepared, torch.device("cpu"))  # weights and codes that cannot be used are said here
         stored.write_text(to_yaml(run))
         total = total_steps(run, prepared)
         say(banner(run, folder, prepared, total, time.perf_counter() - began))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data.sources import read_column
+from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster
 from simla_ray.orchestration.prepare import Prepared
 
@@ -39,6 +40,23 @@ def write_manifest(folder: Path, run: Run, prepared: Prepared, cluster: Cluster)
         "licenses": licenses(prepared),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def check_data(folder: Path, run: Run, prepared: Prepared) -> None:
+    """Refuse to go on over other data than the run began with: its cursor counts rows of those files.
+
+    Raises:
+        UserError: the training files of the manifest were changed, added to or removed.
+    """
+    stored = folder / "manifest.json"
+    if not stored.exists():
+        return
+    was, now = json.loads(stored.read_text())["data"]["train"], prepared.describe(run)["train"]
+    if was["fingerprint"] != now["fingerprint"]:
+        raise UserError(
+            f"data.train: the files of {folder.name} changed since it began: {was['rows']} rows then, "
+            f"{now['rows']} now; restore them, or give the run another --name"
+        )
 
 
 def fallbacks(run: Run) -> list[str]:

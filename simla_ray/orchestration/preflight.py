@@ -17,12 +17,23 @@ from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import check_local_devices, join, joins
 from simla_ray.orchestration.manifest import fallbacks
 from simla_ray.orchestration.plan import plan
-from simla_ray.orchestration.prepare import build_indexes, check_rows, uris_of, uses_world, world_folder, world_uri
+from simla_ray.orchestration.prepare import (
+    SETS,
+    build_indexes,
+    check_rows,
+    uris_of,
+    uses_world,
+    world_folder,
+    world_uri,
+)
 from simla_ray.orchestration.runs import find_run, fresh_name
 from simla_ray.training.checkpoint import find_checkpoint
 
-#: Keys that may hold a path relative to where the command was given; workers run elsewhere.
-PATH_KEYS = ("text.vocab", "text.weights", "codes.source", "objectives.psl.stop_words", "objectives.psl.vocab")
+#: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
+FILE_KEYS = ("text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
+FOLDER_KEYS = ("text.weights", "codes.source")
+#: Values that are no paths, whatever lies in the working directory.
+WORDS = ("train", "en")
 
 
 def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
@@ -37,22 +48,22 @@ def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
     """
     if joins(run) is None:
         check_local_devices(run)
-    run = _with_absolute_paths(run)
     psl = run.objectives.psl
     if psl is not None:
         for words in (psl.stop_words, psl.vocab):
             load_stop_words(str(words) if words is not None else None)
     if run.codes.source is not None and not run.codes.source.exists():
         raise UserError(f"codes.source: {run.codes.source} does not exist")
+    absolute = _with_absolute_paths(run)
     if uses_world(run):
-        for name in ("train", "val", "test"):
+        for name in SETS:
             for uri in uris_of(run, name)[0]:
                 world_uri(run, uri, f"data.{name}")
         if not (world_folder(run) / "world.json").exists():
-            return run, None
+            return absolute, None
     indexes = build_indexes(run)
-    check_rows(run, indexes["train"])
-    return run, indexes
+    check_rows(indexes)
+    return absolute, indexes
 
 
 def dry_run(run: Run) -> str:
@@ -90,10 +101,18 @@ def _with_absolute_paths(run: Run) -> Run:
             raise UserError(f"init_from: {folder} holds no complete checkpoint")
         changes["init_from"] = str(folder)
     tree = to_dict(run)
-    for key in PATH_KEYS:
+    for key in (*FILE_KEYS, *FOLDER_KEYS):
         value: Any = tree
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
-        if value is not None and Path(value).exists():
-            changes[key] = str(Path(value).absolute())
+        if value is None or value in WORDS:
+            continue
+        path = Path(value)
+        if path.is_file() or (key in FOLDER_KEYS and path.is_dir()):
+            changes[key] = str(path.absolute())
+    for name in SETS:
+        uris = getattr(run.data, name)
+        if uris is not None:
+            changes[f"data.{name}"] = [u if u.startswith("world:") else str(Path(u).absolute()) for u in uris]
+    changes["data.image_roots"] = [str(root.absolute()) for root in run.data.image_roots]
     return load_run(overrides={**tree, **changes}, presets=False)

@@ -23,6 +23,7 @@ from simla_ray.orchestration.runs import load_trained
 
 SETS = ("train", "val", "test")
 CODES = "codes.safetensors"
+LOOKED_AT = 20
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ def build_indexes(run: Run) -> dict[str, Index]:
     Raises:
         UserError: missing or empty sets, missing columns, a set too small for one batch.
     """
-    indexes = {}
-    for name in SETS:
-        uris, split = uris_of(run, name)
-        resolved = [world_uri(run, uri, f"data.{name}") for uri in uris]
-        indexes[name] = build_index(resolved, split, run.data.image_roots, f"data.{name}")
+    indexes = {name: index_of(run, name) for name in SETS}
     if len(indexes["train"]) < run.batch.global_:
         raise UserError(
             f"data.train: {len(indexes['train'])} rows are less than one step takes (batch.global={run.batch.global_})"
@@ -66,6 +63,13 @@ def build_indexes(run: Run) -> dict[str, Index]:
             f"data.val: {len(indexes['val'])} rows are less than one micro-batch (batch.micro={run.batch.micro})"
         )
     return indexes
+
+
+def index_of(run: Run, name: str) -> Index:
+    """Index train, val or test."""
+    uris, split = uris_of(run, name)
+    resolved = [world_uri(run, uri, f"data.{name}") for uri in uris]
+    return build_index(resolved, split, run.data.image_roots, f"data.{name}")
 
 
 def uris_of(run: Run, name: str) -> tuple[list[str], str | None]:
@@ -104,7 +108,7 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
     if uses_world(run):
         generate_world(run)
     indexes = build_indexes(run)
-    check_rows(run, indexes["train"])
+    check_rows(indexes)
     if not folder.exists():
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -123,15 +127,23 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
     return Prepared(folder, indexes, Vocabulary.load(folder))
 
 
-def check_rows(run: Run, train: Index) -> None:
-    """Look at the first row, so that a wrong column is said before any worker starts."""
-    unit = train.units[0]
-    row = read_rows(unit, np.arange(1), ("uid", "image", "captions"), train.roots)[0]
-    listed = unit.path.endswith(".json")  # its images are paths
-    if not listed and not isinstance(row["image"], bytes | None):
-        raise UserError(f"data.train: {unit.path}: image must be encoded bytes, found {type(row['image']).__name__}")
-    if not all(isinstance(c, str) for c in row["captions"]):
-        raise UserError(f"data.train: {unit.path}: captions must be text, found {type(row['captions'][0]).__name__}")
+def check_rows(indexes: dict[str, Index]) -> None:
+    """Look at the first rows of every set, so that a wrong column is said before any worker starts."""
+    for name, index in indexes.items():
+        unit = index.units[0]
+        rows = read_rows(unit, np.arange(min(LOOKED_AT, len(unit))), ("uid", "image", "captions"), index.roots)
+        listed = unit.path.endswith(".json")  # its images are paths, or the reason why they are none
+        for row in rows:
+            if not listed and not isinstance(row["image"], bytes | None):
+                found = type(row["image"]).__name__
+                raise UserError(f"data.{name}: {unit.path}: image must be encoded bytes, found {found}")
+            if not all(isinstance(c, str | None) for c in row["captions"]):
+                raise UserError(f"data.{name}: {unit.path}: captions must be text, found {row['captions'][0]!r}")
+        if listed and not any(isinstance(row["image"], Path) for row in rows):
+            raise UserError(
+                f"data.{name}: none of the first {len(rows)} images of {unit.path} is found ({rows[0]['image']}); "
+                "see data.image_roots"
+            )
 
 
 def load_tokenizer(run: Run, prepared: Path) -> torch.nn.Module | None:

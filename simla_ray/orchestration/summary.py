@@ -38,7 +38,11 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
         "best_step": state["best_step"],
         "skipped_steps": sum(line["skipped"] for line in train),
         "dropped": {r: sum(v == r for v in dropped.values()) for r in sorted(set(dropped.values()))},
-        "losses": {name: _first_last(train, name) for name in run.objectives.active()},
+        "losses": {
+            name: _first_last(train, name)
+            for name in run.objectives.active()
+            if any(name in line["losses"] for line in train)
+        },
         "eval": {task: result["metrics"] for task, result in evaluation.items()},
     }
     temporary = folder / "summary.tmp"

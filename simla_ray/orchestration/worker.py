@@ -56,10 +56,10 @@ def train_worker(config: dict[str, Any]) -> None:
     pipeline.quiet()
     logging.getLogger("ray.train").setLevel(logging.WARNING)
 
-    losses = build_losses(run, prepared).to(device)
+    newest = find_checkpoint(folder / "checkpoints")
+    losses = build_losses(run, prepared, device, fresh=newest is None).to(device)
     step = Step(run, losses, total, comm, device)
     state = State(0, Cursor.start(run.micro_batches))
-    newest = find_checkpoint(folder / "checkpoints")
     if newest is not None:
         state = load_checkpoint(newest, run, losses.model, step.optimizer)
     log = None
@@ -76,29 +76,43 @@ def train_worker(config: dict[str, Any]) -> None:
         log,
         Validation(run, prepared, losses, comm, device),
         _saver(run, losses.model, step.optimizer, prepared, comm),
-        {line["uid"] for line in read_lines(folder / "dropped.jsonl")},
+        {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")},
     )
-    loop(_stream(run, prepared, state.cursor, total - state.step, comm))
+    loop(_stream(run, prepared, state.cursor, total - state.step, comm, device))
     _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
     if log is not None:
         log.event("end", step=state.step)
         log.close()
 
 
-def build_losses(run: Run, prepared: Prepared) -> Losses:
-    """Model with its starting weights, and everything its losses need; the same on every rank."""
+def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: bool = True) -> Losses:
+    """Model with its starting weights, and everything its losses need; the same on every rank, on the host.
+
+    Args:
+        device: where it will run; decides the precision of the teacher's copy.
+        fresh: False leaves out weights that a checkpoint will overwrite.
+
+    Raises:
+        UserError: weights, codes or word list that the config names cannot be used.
+    """
     torch.manual_seed(run.seed)
-    cuda = torch.cuda.is_available()
-    low = autocast_dtype(run, torch.device("cuda" if cuda else "cpu")) or torch.float32
-    model = Model(run, len(prepared.vocabulary), low)
-    if run.text.weights is not None:
+    vision = run.vision if fresh else run.vision.model_copy(update={"pretrained": False})
+    low = autocast_dtype(run, device) or torch.float32
+    model = Model(run.model_copy(update={"vision": vision}), len(prepared.vocabulary), low)
+    if fresh:
+        _load_start(run, model)
+    tokenizer = load_tokenizer(run, prepared.folder)
+    return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
+
+
+def _load_start(run: Run, model: Model) -> None:
+    """BERT's weights, or those of the run that ``init_from`` names; the teacher starts as the student's copy."""
+    if run.text.weights is not None and run.init_from is None:
         load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
     if run.init_from is not None:
         _start_from(model, Path(run.init_from))
-    if model.teacher is not None and (run.text.weights is not None or run.init_from is not None):
+    if model.teacher is not None:
         model.teacher.copy_from(model.student)
-    tokenizer = load_tokenizer(run, prepared.folder)
-    return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
 
 
 def _start_from(model: Model, path: Path) -> None:
@@ -115,7 +129,9 @@ def _start_from(model: Model, path: Path) -> None:
     model.load_state_dict(theirs, strict=False)
 
 
-def _stream(run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm) -> Iterator[Packed]:
+def _stream(
+    run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm, device: torch.device
+) -> Iterator[Packed]:
     """This worker's micro-batches, from the cursor on."""
     if steps == 0:
         return
@@ -124,9 +140,9 @@ def _stream(run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm
     dataset = pipeline.training_stream(run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks)
     # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
     (shard,) = dataset.streaming_split(1)
-    on_gpu = torch.cuda.is_available()
-    for packed in pack(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4), lanes, run):
-        yield replace(packed, batch=packed.batch.pin()) if on_gpu else packed
+    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4)
+    for packed in pack(blocks, lanes, run, len(prepared.indexes["train"])):
+        yield replace(packed, batch=packed.batch.pin()) if device.type == "cuda" else packed
 
 
 def _saver(
@@ -162,8 +178,12 @@ def _evaluate_best(
     log: RunLog | None,
 ) -> None:
     """Evaluate the best checkpoint on the test rows, every worker a share of them; rank 0 writes evaluation.json."""
-    best = find_checkpoint(folder / "checkpoints", state.best_step)
-    if best is not None and state.best_step != state.step:
+    if state.best_step != state.step:
+        best = find_checkpoint(folder / "checkpoints", state.best_step)
+        if best is None:
+            raise UserError(
+                f"checkpoint.keep: the best checkpoint, step {state.best_step}, is not in {folder} any more"
+            )
         load_weights(best, losses.model)
     rows = list(pipeline.iterate_rows(prepared.indexes["test"], comm.rank, comm.world, run.eval.pairs))
     began = time.perf_counter()

@@ -46,10 +46,12 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, run: Run, model: Model, optimizer: torch.optim.Optimizer) -> State:
     """Bring model and optimiser to where the checkpoint was made.
 
+    Args:
+        folder: as ``find_checkpoint`` gives it, its checksums verified.
+
     Raises:
-        UserError: a file is missing or damaged, or does not fit this run.
+        UserError: it does not fit this run.
     """
-    verify(folder)
     load_weights(folder, model)
     moments: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in load_tensors(folder / "optimizer.safetensors").items():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from simla_ray.config.schema import Run
-from simla_ray.data.packing import Packed
+from simla_ray.data.packing import Packed, check_drops
 from simla_ray.errors import UserError
 from simla_ray.training.comm import Comm
 from simla_ray.training.log import RunLog
@@ -39,7 +39,7 @@ class Loop:
         validate: collective; returns the metrics of a validation, the same on every rank, and leaves the model in
             training mode.
         save: collective; takes the state and its validation metrics, stores a checkpoint.
-        known_drops: uids already dropped by an earlier leg.
+        known_drops: uid -> reason of rows dropped by an earlier leg.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Loop:
         log: RunLog | None,
         validate: Callable[[], dict[str, float]],
         save: Callable[[State, dict[str, float]], None],
-        known_drops: set[str],
+        known_drops: dict[str, str],
     ):
         self.run, self.step, self.state, self.comm, self.log = run, step, state, comm, log
         self.lane_rows, self.n_rows = lane_rows, sum(lane_rows)
@@ -93,8 +93,7 @@ class Loop:
             return next(stream)
         except StopIteration:
             raise UserError(
-                f"data.train: ran out of usable rows at step {self.state.step}: more than data.max_drop_fraction="
-                f"{self.run.data.max_drop_fraction} of them cannot be used; see dropped.jsonl"
+                f"data.train: ran out of usable rows at step {self.state.step}; see dropped.jsonl"
             ) from None
 
     def _flush(self) -> None:
@@ -125,7 +124,7 @@ class Loop:
         every = self.comm.gather(mine)
         state.cursor = state.cursor.moved(move for part in every for move in part["moves"])
         drops = [d for part in every for d in part["drops"]]
-        self.dropped |= {uid for _, uid, _, _ in drops}
+        self.dropped |= {uid: reason for _, uid, reason, _ in drops}
 
         now = time.perf_counter()
         elapsed, wait = now - pending.since, sum(part["wait_s"] for part in every) / self.comm.world
@@ -170,19 +169,17 @@ class Loop:
                 f"train/{n}": lines[-1][n] for n in ("lr", "epochs", "pairs_per_s", "data_wait_fraction", "dropped")
             }
             self.log.scalars(state.step, scalars | lines[-1]["metrics"])
-        if len(self.dropped) > run.data.max_drop_fraction * self.n_rows:
-            reasons = sorted({r for _, _, r, _ in drops})
-            raise UserError(
-                f"data.max_drop_fraction: {len(self.dropped)} of {self.n_rows} training rows cannot be used "
-                f"(lately: {', '.join(reasons)}), more than the allowed {run.data.max_drop_fraction}; see dropped.jsonl"
-            )
+        check_drops(self.dropped, self.n_rows, run)
         self.pending = _Pending()
 
     def _validate(self, *, may_be_best: bool) -> dict[str, float]:
         """Only a step that is stored as a checkpoint can be the best one."""
         metrics, state = self.validate(), self.state
+        if state.best_metric != self.run.eval.best:  # another metric than in an earlier leg: scores do not compare
+            state.best_metric, state.best_score = self.run.eval.best, None
         score = float(state.step) if self.run.eval.best == "last" else metrics[self.run.eval.best]
-        if may_be_best and (state.best_score is None or score > state.best_score):
+        # Of equal ones the later counts, as in Ray's retention, which would delete the earlier one.
+        if may_be_best and (state.best_score is None or score >= state.best_score):
             state.best_step, state.best_score = state.step, score
         if self.log is not None:
             self.log.write("metrics.jsonl", [{"step": state.step, "kind": "val", "metrics": metrics}])

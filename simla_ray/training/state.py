@@ -21,6 +21,7 @@ class State:
     wait_seconds: float = 0.0
     best_step: int = 0
     best_score: float | None = None
+    best_metric: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"cursor": self.cursor.to_json()}

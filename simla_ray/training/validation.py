@@ -21,7 +21,7 @@ def fixed_losses(
 ) -> dict[str, float]:
     """Mean over ``n_batches`` micro-batches, of which this worker holds ``batches`` (number, batch).
 
-    The same pictures, words, masks and draws every time, the teacher and its soft targets left out, so that a curve
+    The same pictures, words, masks and draws every time, soft targets left out, so that a curve
     over steps shows the model alone. Returns ``{"itc_hard": ..., "itc_accuracy": ..., ...}``, the same on every rank.
     """
     active = set(run.objectives.active())

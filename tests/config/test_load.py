@@ -165,7 +165,13 @@ def test_all_errors_come_at_once(tmp_path):
 
 def test_all_broken_combinations_come_at_once():
     lines = error_of(["queue=100", "text.heads=3", "eval.best=loss", "ray.workers=7"]).splitlines()
-    assert sorted(line.split(":")[0] for line in lines) == ["eval.best", "queue", "ray.workers", "text.width"]
+    assert sorted(line.split(":")[0] for line in lines) == [
+        "data.decode_cpus",
+        "eval.best",
+        "queue",
+        "ray.workers",
+        "text.width",
+    ]
 
 
 @pytest.mark.parametrize("wrong", ["size=huge", "not an override"])

@@ -9,8 +9,9 @@ from simla_ray.data.order import Order, Position
 from simla_ray.data.packing import pack
 from simla_ray.data.pipeline import WindowReader, order_of, worker_lanes
 from simla_ray.data.sample import SampleMaker
+from simla_ray.errors import UserError
 
-RUN = load_run(overrides=["batch.micro=8", "batch.global=16", "data.shuffle_window=24"])
+RUN = load_run(overrides=["batch.micro=8", "batch.global=16", "data.shuffle_window=24", "data.max_drop_fraction=0.5"])
 
 
 def blocks(reader: WindowReader, order: Order, lanes, windows: int):
@@ -32,7 +33,7 @@ def test_micro_batches_do_not_depend_on_the_number_of_workers(reader, world_inde
     seen = {}
     for rank in range(workers):
         lanes = worker_lanes(RUN.micro_batches, workers, rank)
-        for packed in pack(blocks(reader, order, lanes, 4), lanes, RUN):
+        for packed in pack(blocks(reader, order, lanes, 4), lanes, RUN, 96):
             seen.setdefault(packed.lane, []).append(packed.batch.uid)
     expected = {}
     for lane in range(RUN.micro_batches):
@@ -54,7 +55,7 @@ def test_dropped_rows_are_packed_over_and_named(reader, world_index, monkeypatch
 
     monkeypatch.setattr(SampleMaker, "__call__", failing)
     order = order_of(RUN, world_index)
-    packs = list(pack(blocks(reader, order, [0], 4), [0], RUN))
+    packs = list(pack(blocks(reader, order, [0], 4), [0], RUN, 96))
     assert all(len(p.batch.uid) == 8 for p in packs)
     used = [u for p in packs for u in p.batch.uid]
     dropped = [d.uid for p in packs for d in p.dropped]
@@ -63,6 +64,19 @@ def test_dropped_rows_are_packed_over_and_named(reader, world_index, monkeypatch
     assert not any(u.endswith(("3", "7")) for u in used)
     passed = packs[-1].position.epoch * order.lane_rows(0) + packs[-1].position.offset
     assert passed == len(used) + len(dropped)
+
+
+def test_too_many_dropped_rows_stop_at_once(reader, world_index, monkeypatch):
+    def failing(self, row, epoch):
+        if row["uid"]:
+            raise DropRow("image_unreadable")
+        return blank(self, row, epoch)
+
+    blank = SampleMaker.__call__
+    monkeypatch.setattr(SampleMaker, "__call__", failing)
+    stream = blocks(reader, order_of(RUN, world_index), [0], 4)
+    with pytest.raises(UserError, match=r"max_drop_fraction: 49 of 96 .*image_unreadable 49; first world-train"):
+        list(pack(stream, [0], RUN, 96))
 
 
 def test_a_block_of_dropped_rows_only_keeps_the_shapes(reader, world_index, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_second_picture_is_made_only_where_the_codes_need_it(overrides, px, wo
 
 
 def test_collate_shapes_and_index_lists(world_rows, vocabulary):
-    run = load_run(overrides=["text.pad_multiple=4"])
+    run = load_run(overrides=["text.pad_multiple=4", "objectives.mim.batch_fraction=0.5"])
     make = SampleMaker(run, vocabulary, training=True)
     samples = [make(row, 0) for row in world_rows["train"][:8]]
     batch = collate(samples, run, [r["uid"] for r in world_rows["train"][:8]], [0] * 8)

@@ -33,7 +33,8 @@ def test_other_names_one_caption_and_missing_uids(tmp_path):
     pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=1)
     index = build_index([str(tmp_path / "*.parquet")], None, [], "data.train")
     (row,) = read_rows(index.units[1], np.array([0]), None, ())
-    assert row == {"uid": "pairs:1", "image_id": "pairs:1", "image": b"b", "captions": ["two"]}
+    uid = f"{tmp_path.name}/pairs:1"
+    assert row == {"uid": uid, "image_id": uid, "image": b"b", "captions": ["two"]}
 
 
 def test_split_filter_keeps_dense_ordinals(tmp_path):
@@ -56,15 +57,18 @@ def test_json_list_reads_only_inside_the_roots(tmp_path):
         {"image": "../secret", "caption": ["outside"]},
         {"image": str(tmp_path / "secret"), "caption": "outside too"},
         {"image": "gone.jpg", "caption": "missing"},
+        {"caption": "no image"},
+        {"image": "a.jpg", "image_id": 0},
     ]
     (tmp_path / "list.json").write_text(json.dumps(entries))
     index = build_index([str(tmp_path / "list.json")], None, [images], "data.train")
-    rows = read_rows(index.units[0], np.arange(4), None, index.roots)
+    rows = read_rows(index.units[0], np.arange(6), None, index.roots)
     assert rows[0]["image"] == images / "a.jpg"
-    assert [r["image"] for r in rows[1:]] == ["image_outside_roots", "image_outside_roots", "image_missing"]
+    outside, missing = "image_outside_roots", "image_missing"
+    assert [r["image"] for r in rows[1:]] == [outside, outside, missing, missing, images / "a.jpg"]
     assert rows[1]["captions"] == ["outside"]
     assert rows[0]["image_id"] == "a.jpg"
-    assert read_column(index.units[0], "license") == [None] * 4
+    assert read_column(index.units[0], "license") == [None] * 6
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def table(path, rows, **columns):
         (dict(rows=80), dict(rows=20), "data.val: 20 rows are less than one micro-batch (batch.micro=32)"),
         (dict(rows=50), dict(rows=40), "data.train: 50 rows are less than one step takes (batch.global=64)"),
         (dict(rows=80, image=["a"] * 80), dict(rows=40), "image must be encoded bytes, found str"),
-        (dict(rows=80, captions=[[1]] * 80), dict(rows=40), "captions must be text, found int"),
+        (dict(rows=80, captions=[[1]] * 80), dict(rows=40), "captions must be text, found 1"),
     ],
 )
 def test_bad_data_is_one_clear_line(train, val, message, capsys, tmp_path):

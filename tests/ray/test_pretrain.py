@@ -181,7 +181,7 @@ def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, on
     source, summary = one_worker
     run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "next", 1), f"init_from={source}", "seed=1"]))
     prepared = prepare(run, tmp_path / "prepared", 1)
-    model = build_losses(run, prepared).model
+    model = build_losses(run, prepared, torch.device("cpu")).model
     _, trained, checkpoint = load_trained(source)
     assert json.loads((checkpoint / "state.json").read_text())["step"] == summary["best_step"]
     for name, tensor in trained.student.state_dict().items():

@@ -82,7 +82,7 @@ def test_a_damaged_or_incomplete_checkpoint_is_refused(tmp_path, vocabulary):
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(bytes(weights))
     with pytest.raises(UserError, match=r"model\.safetensors: missing or damaged"):
-        load_checkpoint(folder, RUN, step.model, step.optimizer)
+        verify(folder)
     older = folder.with_name("older")
     older.mkdir()
     save_checkpoint(older, RUN, step.model, step.optimizer, State(2, Cursor.start(1)), tmp_path / "prepared")

@@ -52,7 +52,7 @@ def parts(vocabulary, world_rows, tmp_path):
         calls["saved"].append((state.step, metrics["retrieval_r10"]))
 
     log = RunLog(tmp_path, 0)
-    loop = Loop(RUN, step, State(0, Cursor.start(1)), [40], Comm(), log, validate, save, set())
+    loop = Loop(RUN, step, State(0, Cursor.start(1)), [40], Comm(), log, validate, save, {})
     return loop, stream, calls, tmp_path
 
 
@@ -82,7 +82,7 @@ def test_every_step_has_a_line_and_log_points_have_speed(parts):
 def test_too_many_drops_stop_with_one_line(parts):
     loop, stream, _, folder = parts
     loop.validate = lambda: {"retrieval_r10": 0.5}
-    with pytest.raises(UserError, match=r"data.max_drop_fraction: 5 of 40 training rows .* image_unreadable"):
+    with pytest.raises(UserError, match=r"max_drop_fraction: 5 of 40 training rows .*image_unreadable 5; first u0"):
         loop(stream([f"u{i}" for i in range(5)]))
     assert len(read_lines(folder / "dropped.jsonl")) == 5
 
