@@ -36,6 +36,10 @@ def problems_of(run: Run) -> Iterator[str]:
     worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}
     if worlds["train"] != worlds["val"]:
         yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
+    if worlds["train"] and run.world.n_train < total:
+        yield f"world.n_train: {run.world.n_train} scenes are less than one step takes (batch.global={total})"
+    if worlds["val"] and run.world.n_val < micro:
+        yield f"world.n_val: {run.world.n_val} scenes are less than one micro-batch (batch.micro={micro})"
     if micro == 1 and ("itm" in on or ("itc" in on and run.queue == 0)):
         yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
     if run.data.decode_cpus < run.ray.workers:

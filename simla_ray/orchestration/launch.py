@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 
-from simla_ray.config.load import difference, load_run, to_yaml
+from simla_ray.config.load import to_yaml
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.errors import UserError
@@ -27,7 +27,7 @@ from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import Prepared, prepare
-from simla_ray.orchestration.runs import fresh_name, run_folder
+from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
@@ -58,8 +58,7 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     folder = run_folder(run)
     finished = folder / "summary.json"
     stored = folder / "config.yaml"
-    if stored.exists():
-        check_same_run(load_run([stored], presets=False), run, folder)
+    check_same_run(run)
     if finished.exists():
         say(f"run        {folder} is finished")
         return json.loads(finished.read_text())
@@ -82,16 +81,6 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         summary = write_summary(folder, run, prepared, total)
         write_report(folder)
     return summary
-
-
-def check_same_run(old: Run, new: Run, folder: Path) -> None:
-    """Refuse to go on under other ``identity`` keys, showing the difference."""
-    changed = difference(old, new, "identity")
-    if changed:
-        lines = [f"{path}: the run has {was!r}, now {now!r}" for path, was, now in changed]
-        raise UserError(
-            f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
-        )
 
 
 def total_steps(run: Run, prepared: Prepared) -> int:

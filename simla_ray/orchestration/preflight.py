@@ -26,7 +26,7 @@ from simla_ray.orchestration.prepare import (
     world_folder,
     world_uri,
 )
-from simla_ray.orchestration.runs import find_run, fresh_name
+from simla_ray.orchestration.runs import check_same_run, find_run, fresh_name
 from simla_ray.training.checkpoint import find_checkpoint
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
@@ -69,6 +69,8 @@ def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
 def dry_run(run: Run) -> str:
     """The plan of a run and its arithmetic, a line each. A cluster that the config names is joined and looked at."""
     run, indexes = check(run)
+    if run.name is not None:
+        check_same_run(run)
     if joins(run) is None:
         lines = ["cluster    a Ray of its own would be started on this machine"]
     else:

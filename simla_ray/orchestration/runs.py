@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from simla_ray.config.load import load_run
+from simla_ray.config.load import difference, load_run
 from simla_ray.config.schema import Run
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
@@ -20,6 +20,19 @@ def run_folder(run: Run) -> Path:
     """Absolute folder of a named run."""
     assert run.name is not None
     return run.storage.resolve() / run.name
+
+
+def check_same_run(run: Run) -> None:
+    """Refuse to go on with a named run under other ``identity`` keys, showing the difference."""
+    folder = run_folder(run)
+    if not (folder / "config.yaml").exists():
+        return
+    changed = difference(load_run([folder / "config.yaml"], presets=False), run, "identity")
+    if changed:
+        lines = [f"{path}: the run has {was!r}, now {now!r}" for path, was, now in changed]
+        raise UserError(
+            f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
+        )
 
 
 def fresh_name(run: Run) -> str:

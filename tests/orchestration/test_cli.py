@@ -10,6 +10,7 @@ import yaml
 
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.orchestration import cli, launch
+from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.runs import fresh_name
 
 
@@ -48,6 +49,31 @@ def test_dry_run_says_the_plan_and_trains_nothing(capsys, world_files, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_words_are_not_taken_for_folders_of_that_name(tmp_path, world_files):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "en").mkdir()
+    run, _ = check(load_run(overrides=files(world_files)))
+    assert run.text.vocab == "train"
+    assert run.objectives.psl.stop_words == "en"
+
+
+def test_paths_of_a_run_do_not_depend_on_where_it_was_started(tmp_path, world_files, monkeypatch):
+    monkeypatch.chdir(world_files)
+    run, indexes = check(load_run(overrides=["data.train=[train.parquet]", "data.val=['val.*']"]))
+    assert run.data.train == [str(world_files / "train.parquet")]
+    assert run.data.val == [str(world_files / "val.*")]
+    assert len(indexes["test"]) == len(indexes["val"]) == 48
+
+
+def test_dry_run_refuses_a_changed_run(capsys, tmp_path, world_files):
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(check(load_run(overrides=["name=mine", *files(world_files)]))[0]))
+    assert cli.pretrain_main(["--dry-run", "--name", "mine", *files(world_files)]) == 0
+    assert cli.pretrain_main(["--dry-run", "--name", "mine", *files(world_files), "seed=1"]) == 2
+    assert "seed: the run has 0, now 1" in capsys.readouterr().err
+
+
 def test_dry_run_of_the_default(capsys):
     assert cli.pretrain_main(["--dry-run"]) == 0
     assert "the built-in world would be generated: 12000 train" in capsys.readouterr().out
@@ -67,6 +93,8 @@ BAD = {
     "missing config": (["--config", "gone.yaml"], "gone.yaml: cannot be read"),
     "no such world": (["data.train=['world:dev']"], "data.train: world:dev is not one of"),
     "world and files": (["data.train=[a.parquet]"], "must both be the built-in world, or neither"),
+    "small world": (["world.n_train=10"], "world.n_train: 10 scenes are less than one step takes"),
+    "too few decoders": (["data.decode_cpus=1"], "data.decode_cpus: 1 is less than one for each of ray.workers=2"),
     "no gpu": (["ray.device=gpu"], "ray.device: gpu, but this machine has 0 usable GPUs"),
     "bad name": (["--name", "../up"], "name: string should match pattern"),
     "not an override": (["lr"], "lr: not an override"),

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from simla_ray.config.load import load_run
+from simla_ray.errors import UserError
+from simla_ray.orchestration.manifest import check_data, fallbacks, licenses
+from simla_ray.orchestration.prepare import Prepared, build_indexes
+
+
+@pytest.fixture
+def run(world_files):
+    return load_run(overrides=[f"data.{s}=[{world_files / s}.parquet]" for s in ("train", "val")])
+
+
+def test_changed_training_data_is_refused(tmp_path, run, vocabulary):
+    prepared = Prepared(tmp_path, build_indexes(run), vocabulary)
+    check_data(tmp_path, run, prepared)  # nothing stored yet
+    description = prepared.describe(run)
+    assert description["train"]["rows"] == 96
+    (tmp_path / "manifest.json").write_text(json.dumps({"data": description}))
+    check_data(tmp_path, run, prepared)
+    description["train"] |= {"fingerprint": "other", "rows": 95}
+    (tmp_path / "manifest.json").write_text(json.dumps({"data": description}))
+    with pytest.raises(UserError, match="changed since it began: 95 rows then, 96 now"):
+        check_data(tmp_path, run, prepared)
+
+
+def test_licences_and_what_is_not_as_published(tmp_path, run, vocabulary):
+    assert licenses(Prepared(tmp_path, build_indexes(run), vocabulary)) == ["CC0-1.0"]
+    assert len(fallbacks(run)) == 4
+    assert not any("codes" in f for f in fallbacks(load_run(overrides=["objectives.mim=null"])))
+    base = load_run(overrides=["size=base", "codes.kind=dvae", "codes.source=encoder.pkl"])
+    assert fallbacks(base) == []
