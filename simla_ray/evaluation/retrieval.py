@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simla_ray.evaluation.eval_set import EvalSet, Item, merge_images, split_dropped
+from simla_ray.evaluation.eval_set import EvalSet, Item, split_dropped
 from simla_ray.evaluation.examples import number, pick
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Gather, chunks_of
@@ -98,8 +98,9 @@ def validation_retrieval(
         UserError: no row can be used.
     """
     scorer.eval_mode()
-    own = merge_images(item for item in loaded if not isinstance(item, str))
-    image_ids = [item.image_id for item in own]
+    numbered = [(i, item) for i, item in enumerate(loaded) if not isinstance(item, str)]
+    own = [item for _, item in numbered]
+    image_ids = [(i, item.image_id) for i, item in numbered]
     caption_ids = [item.image_id for item in own for _ in item.captions]
     vectors = None
     if own:
@@ -111,9 +112,10 @@ def validation_retrieval(
     if not any(shard[0] for shard in shards):
         split_dropped(reason for shard in shards for reason in shard[3])
     image_vectors, text_vectors = (np.concatenate([s[2][k] for s in shards if s[2] is not None]) for k in (0, 1))
-    # Rows of one image may lie on several ranks: its first vector stands for it.
+    # Rows of one image may lie on several ranks: the first of them, in the order of the rows, stands for it.
+    rows = [(i * len(shards) + rank, image_id) for rank, shard in enumerate(shards) for i, image_id in shard[0]]
     place: dict[str, int] = {}
-    for row, image_id in enumerate(i for shard in shards for i in shard[0]):
+    for _, image_id, row in sorted((n, image_id, row) for row, (n, image_id) in enumerate(rows)):
         place.setdefault(image_id, row)
     number_of = {image_id: n for n, image_id in enumerate(place)}
     owner = np.array([number_of[i] for shard in shards for i in shard[1]])

@@ -24,6 +24,8 @@ def make_scorer(vocabulary, **overrides) -> Scorer:
         for parameter in model.student.text.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
+        for parameter in model.student.vision.vit.patch_embed.parameters():
+            parameter.mul_(3)
     return Scorer(run, model, vocabulary, torch.device("cpu"))
 
 
@@ -52,6 +54,8 @@ def on_ranks(world, function):
     barrier, slots = threading.Barrier(world), [None] * world
 
     def call(rank):
+        torch.set_num_threads(1)  # a setting of the thread it is made in; more of them round differently
+
         def gather(own):
             slots[rank] = pickle.dumps(own)
             barrier.wait(60)

@@ -163,7 +163,7 @@ def test_another_identity_key_is_refused_with_the_difference(capsys, tmp_path, w
     changed = ["--name", "mine", *files(world_files), "optim.lr=0.5", "seed=1", "log.every_steps=3"]
     assert cli.pretrain_main(changed) == 2
     error = capsys.readouterr().err
-    assert "optim.lr: the run has 0.003, now 0.5" in error
+    assert "optim.lr: the run has 0.004, now 0.5" in error
     assert "seed: the run has 0, now 1" in error
     assert "log.every_steps" not in error
 
