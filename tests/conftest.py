@@ -11,12 +11,23 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+import simla_ray.models  # noqa: F401  before transformers: makes it importable beside a CPU-only torch
 from simla_ray.data import world
 from simla_ray.data.index import build_index
 from simla_ray.data.text import build_vocabulary, clean
 
 WORLD = {"train": 96, "val": 48, "test": 48}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny matrices are slower on more threads, and scattered additions come in any order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,6 @@ def make_scorer(vocabulary, **overrides) -> Scorer:
     return Scorer(run, model, vocabulary, torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread():
-    """Tiny matrices are slower on more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="package")
 def scorer(vocabulary):
     return make_scorer(vocabulary)

@@ -16,14 +16,6 @@ from tests.models.toy import CLS, NAMES, B, make_batch, make_model, make_run
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_step(run, total=10, model=None, tokenizer=None):
     model = model if model is not None else make_model(run)
     return Step(run, Losses(run, model, tokenizer, CLS, None), total, Comm(), CPU)
