@@ -21,6 +21,13 @@ from simla_ray.data.text import build_vocabulary, clean
 WORLD = {"train": 96, "val": 48, "test": 48}
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu"):  # such a test needs more than ten seconds, or is not for every machine
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Tiny matrices are slower on more threads, and scattered additions come in any order."""

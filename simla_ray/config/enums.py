@@ -7,6 +7,9 @@ from enum import StrEnum
 
 class Method(StrEnum):
     simla = "simla"
+    albef = "albef"
+    clip = "clip"
+    siglip = "siglip"
 
 
 class Size(StrEnum):
@@ -37,6 +40,11 @@ class Stem(StrEnum):
     conv = "conv"
 
 
+class Fusion(StrEnum):
+    every_layer = "every_layer"
+    upper_half = "upper_half"
+
+
 class CodesKind(StrEnum):
     kmeans = "kmeans"
     features = "features"
@@ -51,6 +59,21 @@ class TeacherMode(StrEnum):
 class SameImage(StrEnum):
     negative = "negative"
     positive = "positive"
+
+
+class ContrastLoss(StrEnum):
+    softmax = "softmax"
+    sigmoid = "sigmoid"
+
+
+class ContrastScope(StrEnum):
+    micro = "micro"
+    step = "step"
+
+
+class TemperatureKind(StrEnum):
+    divide = "divide"
+    log_scale = "log_scale"
 
 
 class Negatives(StrEnum):

@@ -1,7 +1,7 @@
 """YAML files, presets and dotted overrides -> one validated ``Run``.
 
 The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint.
-Layers, later ones win: schema defaults, method preset, size preset, variant preset, files, overrides.
+Layers, later ones win: schema defaults, size preset, method preset, variant preset of the method, files, overrides.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from simla_ray.config.enums import Variant
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 
-AXES = ("method", "size", "variant")
+AXES = ("size", "method", "variant")
 
 
 def load_run(
@@ -57,6 +58,7 @@ def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     A wrong axis is noted and left out, so that other mistakes show too.
     """
     top: dict[str, Any] = {}
+    chosen: dict[str, str] = {}
     for axis in AXES:
         field = Run.model_fields[axis]
         value = str(tree.get(axis, field.default))
@@ -65,7 +67,11 @@ def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             problems.append(f"{axis}: {value} is not one of {', '.join(allowed)}{_did_you_mean(value, allowed)}")
             tree = {name: v for name, v in tree.items() if name != axis}
             value = str(field.default)
-        _merge(top, _preset(axis, value))
+        chosen[axis] = value
+    _merge(top, _preset("size", chosen["size"]))
+    _merge(top, _preset("method", chosen["method"]))
+    if chosen["variant"] == Variant.official:
+        _merge(top, _preset("official", chosen["method"]))
     _merge(top, tree)
     return top
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from simla_ray.config.enums import CodesKind, KeywordSelect, MimTeacherText, Recommend, ScheduleKind, Side, Stem
+from simla_ray.config.enums import (
+    CodesKind,
+    ContrastLoss,
+    ContrastScope,
+    Fusion,
+    KeywordSelect,
+    MimTeacherText,
+    Recommend,
+    ScheduleKind,
+    Side,
+    Stem,
+)
 
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
@@ -76,6 +87,24 @@ def problems_of(run: Run) -> Iterator[str]:
         teacher_text = on["mim"].teacher_text  # type: ignore[attr-defined]
         if teacher_text is MimTeacherText.student_redraw and run.text.dropout and run.teacher is None:
             yield "objectives.mim.teacher_text: student_redraw needs a teacher"
+    itc, temperature = run.objectives.itc, run.temperature
+    if not temperature.min <= temperature.init <= temperature.max:
+        yield (
+            f"temperature.init: {temperature.init} is not between temperature.min={temperature.min} and "
+            f"temperature.max={temperature.max}"
+        )
+    if itc is not None and "itc" in on:
+        alone = set(on) == {"itc"} and run.teacher is None
+        if itc.scope is ContrastScope.step and not alone:
+            others = ", ".join(name for name in on if name != "itc") or "the teacher"
+            yield f"objectives.itc.scope: step needs two towers alone, found {others}; use micro"
+        if itc.loss is ContrastLoss.sigmoid and (run.queue or itc.soft_alpha > 0):
+            yield "objectives.itc.loss: sigmoid knows no queue and no soft targets; set queue=0 and soft_alpha=0"
+    if run.text.fusion is Fusion.upper_half:
+        if run.text.depth < 2:
+            yield f"text.depth: {run.text.depth} has no halves for text.fusion=upper_half; use at least 2"
+        if "mim" in on:
+            yield "text.fusion: upper_half has no layers in which images could read words; mim needs every_layer"
     if "psl" in on:
         psl = run.objectives.psl
         assert psl is not None

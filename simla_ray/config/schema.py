@@ -19,8 +19,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from simla_ray.config.enums import (
     Augment,
     CodesKind,
+    ContrastLoss,
+    ContrastScope,
     Device,
     Flip,
+    Fusion,
     KeywordSelect,
     KeywordUnit,
     Method,
@@ -37,6 +40,7 @@ from simla_ray.config.enums import (
     SoftDim,
     Stem,
     TeacherMode,
+    TemperatureKind,
     Variant,
 )
 from simla_ray.config.rules import problems_of
@@ -138,6 +142,10 @@ class Text(Section):
     depth: int = identity(12, "layers", ge=1)
     heads: int = identity(12, "attention heads", ge=1)
     ffn: int = identity(3072, "hidden width of the FFN", ge=8)
+    fusion: Fusion = identity(
+        Fusion.every_layer,
+        "layers that can read the image: all (SIMLA), or the upper half, over text-only states (ALBEF)",
+    )
     max_positions: int = identity(512, "rows of the position table; image queries use them too", ge=8)
     dropout: float = identity(0.1, "dropout of hidden states and attention", ge=0, lt=1)
 
@@ -171,7 +179,25 @@ class Distilled(Objective):
     alpha_ramp: float = identity(1 / 30, "soft_alpha rises linearly from 0 over this fraction of the run", ge=0, le=1)
 
 
+class Temperature(Section):
+    """By what ITC divides cosines; ITM's negatives are drawn with it too."""
+
+    kind: TemperatureKind = identity(
+        TemperatureKind.divide, "what is learned: the temperature itself (SIMLA, ALBEF), or log of its inverse (CLIP)"
+    )
+    init: float = identity(0.07, "temperature at the start", gt=0)
+    min: float = identity(0.001, "clamped to at least this at the start of every step", gt=0)
+    max: float = identity(0.5, "and to at most this", gt=0)
+
+
 class Itc(Distilled):
+    loss: ContrastLoss = identity(
+        ContrastLoss.softmax, "InfoNCE over a row's candidates, or a sigmoid per pair (SigLIP)"
+    )
+    scope: ContrastScope = identity(
+        ContrastScope.micro, "pairs that see each other: those of a micro-batch, or of a whole step over all workers"
+    )
+    bias: float = identity(-10.0, "sigmoid only: the learned bias at the start")
     same_image: SameImage = identity(SameImage.negative, "captions of one image: negatives, or positives of each other")
 
 
@@ -309,12 +335,19 @@ class Run(Section):
         None, "folder under storage; null: a fresh numbered one", pattern=r"^[A-Za-z0-9][\w.\-]*$"
     )
     storage: Path = operational(Path("runs"), "folder that holds runs; shared between nodes on a cluster")
-    init_from: str | None = identity(None, "run whose best weights this one starts from")
+    init_from: str | None = identity(
+        None, "where weights come from: a run, an exported folder, or an official SIMLA or ALBEF file"
+    )
     seed: int = identity(0, "seed of weights, order, augmentation, masks, dropout and negatives", ge=0)
     precision: Precision = identity(Precision.auto, "auto: bf16 on GPUs that have it, else fp32")
+    compile: bool = operational(False, "torch.compile the transformer layers (losses equal up to rounding)")
+    activation_checkpointing: bool = operational(
+        False, "recompute layers in the backward pass: less memory, about a third more arithmetic"
+    )
     joint_width: int = identity(256, "width of the joint embedding space", ge=2)
     queue: int = identity(65536, "queued keys per modality; 0: none", ge=0)
     teacher: Teacher | None = identity(Teacher(), "EMA teacher; null: none")
+    temperature: Temperature = identity(Temperature())
     world: World = identity(World())
     data: Data = identity(Data())
     vision: Vision = identity(Vision())

@@ -158,7 +158,7 @@ def selected_words(data: EvalSet, psl: Psl, items: list[Item], image_tokens: tor
     attention = None
     if psl.select is KeywordSelect.attention:
         towers = scorer.teacher if psl.attention is Side.teacher else scorer.model.student
-        keep = Attentions(want_cls=True)
+        keep = Attentions(cls_rows=slice(None))
         with autocast(scorer.run, scorer.device):
             towers.text.encode(batch.token_ids, batch.token_mask, Memory(image_tokens), keep)
         attention = keep.cls

@@ -1,4 +1,4 @@
-"""Weights in and out: safetensors files, BERT weights, and the parameter names of the official code."""
+"""Files of weights: safetensors in and out, BERT's and timm's in."""
 
 from __future__ import annotations
 
@@ -11,53 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simla_ray.errors import UserError
-
-#: Official prefix -> ours, for student (and with ``_m`` on the top-level name, teacher) towers.
-_OFFICIAL = {
-    "visual_encoder.mask_token": "vision.mask_token",
-    "visual_encoder.": "vision.vit.",
-    "text_encoder.bert.": "text.",
-    "text_encoder.cls.": "text.cls.",
-    "vision_proj.": "vision_proj.",
-    "text_proj.": "text_proj.",
-    "mim_head.": "mim_head.",
-    "concept_head.": "concept_head.",
-}
-
-
-def from_official_name(name: str) -> tuple[str, bool] | None:
-    """Our name of an official pretraining tensor, and whether its (E, Q) layout must be transposed.
-
-    None for tensors that are derived here: the tied decoder, position ids, the queue's pointer.
-    """
-    if name.endswith(("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias")):
-        return None
-    if name == "queue_ptr":
-        return None
-    if name in ("image_queue", "text_queue"):
-        return f"queue.{name.removesuffix('_queue')}", True
-    if name == "temp":
-        return "temperature", False
-    if name.startswith("itm_head."):
-        return name, False
-    top, _, rest = name.partition(".")
-    owner = "student"
-    if top.endswith("_m"):
-        owner, name = "teacher.master", f"{top.removesuffix('_m')}.{rest}"
-    for official, ours in _OFFICIAL.items():
-        if name.startswith(official):
-            return f"{owner}.{ours}{name.removeprefix(official)}", False
-    raise UserError(f"{name}: no such tensor in an official SIMLA pretraining checkpoint")
-
-
-def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official pretraining state_dict under our names."""
-    renamed = {}
-    for name, tensor in state.items():
-        ours = from_official_name(name)
-        if ours is not None:
-            renamed[ours[0]] = tensor.T.contiguous() if ours[1] else tensor
-    return renamed
+from simla_ray.models.fit import misfit, other_shapes
 
 
 def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> None:
@@ -123,14 +77,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], origin: Path) -> None:
-    """Load a state dict that must fit exactly; the error names the first tensors that do not."""
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        UserError: one line that lists what is missing, what is too much and what has another shape.
+    """
     ours = module.state_dict()
     missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
-    wrong = [n for n in ours.keys() & state.keys() if ours[n].shape != state[n].shape]
+    wrong = other_shapes(ours, state)
     if missing or extra or wrong:
-        raise UserError(
-            f"{origin}: does not fit this config; missing {missing[:3]}, unknown {extra[:3]}, "
-            f"other shape {sorted(wrong)[:3]}"
-        )
+        raise UserError(f"{origin}: does not fit this config; {misfit(missing, extra, wrong)}")
     with torch.no_grad():
         module.load_state_dict(dict(state))

@@ -1,14 +1,14 @@
 """DALL-E's discrete VAE encoder as a frozen visual tokenizer: 8192 codes, stride 8.
 
-The released weight file is a pickled module. It is read by torch's restricted unpickler, which knows tensors only; the
-module classes it names are replaced by empty containers, so that nothing in the file is executed, and the tensors are
-picked out of them. A safetensors file with the same parameter names works too. Not verified against the released file,
-which cannot be fetched offline: names and layout follow its published definition.
+The released weight file is a pickled module. Its classes are read as inert stubs, nothing in the file is executed, and
+the tensors are picked out of them. A safetensors file with the same parameter names works too. Not verified against the
+released file, which cannot be fetched offline: names and layout follow its published definition.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_strict, load_tensors
+from simla_ray.models.pickles import Stub, is_tensor, opened
 
 CODES = 8192
 
@@ -84,47 +85,29 @@ class DalleEncoder(nn.Module):
         if not path.is_file():
             raise UserError(f"codes.source: {path} is not a file")
         state = load_tensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
-        if not all(isinstance(t, Tensor) for t in state.values()):
-            raise UserError(f"codes.source: {path} is no dVAE weight file (it holds more than tensors)")
         encoder = cls()
         load_strict(encoder, {n: t.float() for n, t in state.items()}, path)
         return encoder.eval()
 
 
-class _Container:
-    """Stands in for a class that a pickled file names: takes the attributes, runs nothing."""
-
-    def __init__(self, *_: Any, **__: Any):
-        pass
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
 def _read_pickled(path: Path) -> dict[str, Tensor]:
-    names = (
-        "dall_e.encoder.Encoder",
-        "dall_e.encoder.EncoderBlock",
-        "dall_e.utils.Conv2d",
-        "torch.nn.modules.container.Sequential",
-        "torch.nn.modules.activation.ReLU",
-        "torch.nn.modules.pooling.MaxPool2d",
-        "torch.nn.modules.linear.Identity",
-        "functools.partial",
-    )
-    stand_ins: list[Any] = [(type("Container", (_Container,), {}), name) for name in names]
+    """The tensors of a pickled module, or of a pickled state dict."""
     try:
-        with torch.serialization.safe_globals(stand_ins):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises several types for one thing, and its message recommends unsafe loading
-        raise UserError(f"codes.source: {path} is no dVAE weight file that can be read safely") from None
-    return dict(loaded) if isinstance(loaded, dict) else dict(_tensors(loaded, ""))
+        with opened(path) as archive:
+            if isinstance(archive.root, Mapping):
+                tensors, others = archive.state()
+                if others:
+                    raise UserError("it holds more than tensors")
+                return tensors
+            return {name: archive.tensor(record) for name, record in _records(archive.root, "")}
+    except UserError as error:
+        raise UserError(f"codes.source: {error}") from None
 
 
-def _tensors(module: Any, prefix: str):
+def _records(module: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """(name, record) of the tensors below the stub of a module: what ``state_dict`` would name."""
+    state = module.state if isinstance(module, Stub) and isinstance(module.state, dict) else {}
     for kind in ("_parameters", "_buffers"):
-        for name, tensor in getattr(module, kind, {}).items():
-            if tensor is not None:
-                yield prefix + name, tensor.detach()
-    for name, child in getattr(module, "_modules", {}).items():
-        yield from _tensors(child, f"{prefix}{name}.")
+        yield from ((prefix + name, record) for name, record in state.get(kind, {}).items() if is_tensor(record))
+    for name, child in state.get("_modules", {}).items():
+        yield from _records(child, f"{prefix}{name}.")

@@ -1,13 +1,15 @@
-"""The forward of the `cross` family (SIMLA), read top to bottom.
+"""The forwards, one per fusion family, read top to bottom: `dual` (CLIP, SigLIP) and `cross` (SIMLA, ALBEF).
 
-From a static set of needs it computes each pass once, sends passes through the same weights in one call, and returns a
-record. Objectives are functions over that record; an objective that is off leaves no pass behind.
+From a static set of needs each computes each pass once, sends passes through the same weights in one call, and returns
+a record. Objectives are functions over that record; an objective that is off leaves no pass behind.
 
 Passes of a full SIMLA step, in units of B sequences (official ``SIMLA.forward`` makes the same ones, one call each):
 
     student  vision 2 (clean, masked)    text 1    text over image 4 (matched, 2 mismatched, MLM)    image over text 1
     (MIM) teacher  vision 2                    text 1    text over image 2 (MLM, keywords)                 image over
     text 1
+
+ALBEF has no masked images and no keywords, and its text passes stop half-way where its fused ones begin.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from simla_ray.config.schema import Itm, MimTeacherText, Objectives, Side
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.negatives import negative_indices
-from simla_ray.models.stack import Attentions, Memory
+from simla_ray.models.stack import Attentions, Memory, Read
+from simla_ray.models.text import TextModel, read_cls
 from simla_ray.types import Batch
 
 
@@ -54,6 +57,14 @@ class Negatives:
     text: Tensor  # (B,)
 
 
+def forward_dual(model: Model, batch: Batch) -> Record:
+    """Two towers that never see each other: the unit vectors of both, which are their own keys."""
+    student = model.student
+    image = student.image_vector(student.vision(batch.image))
+    text = student.text_vector(student.text.encode_cls(batch.token_ids, batch.token_mask))
+    return Record(image_vec=image, text_vec=text, image_key=image, text_key=text)
+
+
 def forward_cross(
     model: Model,
     batch: Batch,
@@ -78,11 +89,18 @@ def forward_cross(
     image_tokens, masked_tokens = _vision(student.vision, batch, clean=clean_images, masked=needs.mim)
     if needs.text_only or needs.psl:
         record.image_vec = student.image_vector(image_tokens)
+    text_cls, clean, masked = _language(
+        student.text,
+        batch,
+        cls=needs.text_only,
+        clean=needs.itm or needs.psl_attention is Side.student,
+        masked=needs.mlm,
+    )
     if needs.text_only:
-        record.text_vec = student.text_vector(student.text.encode(batch.token_ids, batch.token_mask))
+        record.text_vec = student.text_vector(text_cls)
 
     # Teacher towers.
-    teacher_tokens = teacher_masked = None
+    teacher_tokens = teacher_masked = teacher_clean_text = teacher_masked_text = None
     if model.teacher is None:
         record.image_key, record.text_key = record.image_vec, record.text_vec
     else:
@@ -91,10 +109,14 @@ def forward_cross(
             teacher_tokens, teacher_masked = _vision(
                 towers.vision, batch, clean=needs.teacher_image, masked=needs.mim_teacher
             )
+            text_cls, teacher_clean_text, teacher_masked_text = _language(
+                towers.text, batch, cls=needs.text_only, clean=needs.psl_attention is Side.teacher,
+                masked=needs.mlm_teacher,
+            )  # fmt: skip
             if needs.text_only or needs.psl_recommend:
                 record.image_key = towers.image_vector(teacher_tokens)
             if needs.text_only:
-                record.text_key = towers.text_vector(towers.text.encode(batch.token_ids, batch.token_mask))
+                record.text_key = towers.text_vector(text_cls)
 
     # Negatives of ITM: student queries against keys of this micro-batch.
     if needs.itm:
@@ -104,41 +126,39 @@ def forward_cross(
         else:
             record.negative_image, record.negative_text = given.image, given.text
 
-    # Text queries over the image: ITM's three groups and MLM in one call, keys and values of an image projected once.
+    # Text queries over the image, in one call: MLM, ITM's matched pairs and negative texts, which read their own image,
+    # and ITM's negative images.
     if needs.itm or needs.mlm:
-        own = torch.arange(B, device=batch.token_ids.device)
-        ids, masks, images = [], [], []
-        if needs.itm:
-            ids += [batch.token_ids, batch.token_ids, batch.token_ids[record.negative_text]]
-            masks += [batch.token_mask, batch.token_mask, batch.token_mask[record.negative_text]]
-            images += [own, record.negative_image, own]
+        mask, parts, masks, reads, keep = batch.token_mask, [], [], [], Attentions()
         if needs.mlm:
-            ids.append(batch.masked_ids)
-            masks.append(batch.token_mask)
-            images.append(own)
-        own_attention = needs.itm and needs.psl_attention is Side.student and not needs.psl_teacher
-        keep = Attentions(want_cls=own_attention)
-        fused = student.text.encode(
-            torch.cat(ids),
-            torch.cat(masks),
-            Memory(image_tokens, index=torch.cat(images)),
-            keep,  # type: ignore[arg-type]
-        )
-        if keep.cls is not None:
-            record.cls_attention = keep.cls[:B]
+            parts, masks = [masked], [mask]
+            every = torch.arange(mask.shape[1], device=mask.device).expand(B, -1)
+            reads = [Read(slice(0, B), every if needs.mlm_grid else batch.mlm_index)]
+        if needs.itm:
+            negative, first = record.negative_text, len(parts) * B
+            assert clean is not None and negative is not None
+            parts += [clean, clean.index_select(0, negative), clean]
+            masks += [mask, mask.index_select(0, negative), mask]
+            reads.append(read_cls(torch.cat(masks), slice(first, first + 3 * B), record.negative_image))
+            if needs.psl_attention is Side.student and not needs.psl_teacher:
+                keep = Attentions(cls_rows=slice(first, first + B))
+        memory = Memory(image_tokens, index=record.negative_image)  # type: ignore[arg-type]
+        found = student.text.fuse(_enter(student.text, parts), torch.cat(masks), memory, reads, keep)
+        record.cls_attention = keep.cls
         if needs.itm:
             assert model.itm_head is not None
-            record.match_logits = model.itm_head(fused[: 3 * B, 0])
+            rows = found[-1][:, 0].unflatten(0, (3, B))  # matched, negative text, negative image
+            record.match_logits = model.itm_head(torch.cat([rows[0], rows[2], rows[1]]))
         if needs.mlm:
-            hidden = fused[-B:]
-            if needs.mlm_grid:
-                record.mlm_grid = student.text.word_logits(hidden)
-                record.mlm_logits = _rows(record.mlm_grid, batch.mlm_index)
-            else:
-                record.mlm_logits = student.text.word_logits(_rows(hidden, batch.mlm_index))
+            words = student.text.word_logits(found[0])
+            record.mlm_grid = words if needs.mlm_grid else None
+            record.mlm_logits = _rows(words, batch.mlm_index) if needs.mlm_grid else words
 
     # Teacher: MLM over its own image tokens, keywords over the student's (official), in one call.
-    _teacher_text_passes(model, batch, objectives, needs, record, image_tokens, teacher_tokens)
+    _teacher_text_passes(
+        model, batch, objectives, needs, record, image_tokens, teacher_tokens, clean, teacher_clean_text,
+        teacher_masked_text,
+    )  # fmt: skip
 
     # Image queries over the text: the embedding layer's output is the memory, not the language encoder's.
     if needs.mim:
@@ -146,8 +166,8 @@ def forward_cross(
         C = len(masked_tokens)
         ids, mask = batch.token_ids[:C], batch.token_mask[:C]
         text = student.text.embeddings(ids)
-        hidden = student.text.query_with_image(masked_tokens, Memory(text, mask))[:, 1:]
-        record.mim_logits = student.mim_head(_rows(hidden, batch.mim_index))
+        patches = batch.mim_index + 1  # the class token comes first
+        record.mim_logits = student.mim_head(student.text.query_with_image(masked_tokens, Memory(text, mask), patches))
         if needs.mim_teacher:
             assert teacher_masked is not None
             with torch.no_grad():
@@ -157,8 +177,8 @@ def forward_cross(
                 elif source is MimTeacherText.teacher:
                     text = model.keys.text.embeddings(ids)
                 text = text.detach().to(teacher_masked.dtype)
-                hidden = model.keys.text.query_with_image(teacher_masked, Memory(text, mask))[:, 1:]
-                record.mim_teacher = model.keys.mim_head(_rows(hidden, batch.mim_index))
+                hidden = model.keys.text.query_with_image(teacher_masked, Memory(text, mask), patches)
+                record.mim_teacher = model.keys.mim_head(hidden)
 
     if needs.psl:
         record.concept_logits = student.concept_head(record.image_vec)
@@ -178,6 +198,29 @@ def _vision(tower, batch: Batch, *, clean: bool, masked: bool) -> tuple[Tensor |
     if masked:
         return None, tower(batch.image[:C], batch.patch_mask)
     return (tower(batch.image) if clean else None), None
+
+
+def _language(
+    text: TextModel, batch: Batch, *, cls: bool, clean: bool, masked: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The language encoder's [CLS] (B, 1, D), and what the fused passes start from, of clean and of masked captions.
+
+    With fusion in every layer that start is the ids (B, L), which each pass embeds itself; with fusion in the upper
+    half it is the language encoder's states (B, L, D), of clean and masked captions in one call.
+    """
+    ids, mask = batch.token_ids, batch.token_mask
+    if not text.split or not (clean or masked):
+        return (text.encode_cls(ids, mask) if cls else None), (ids if clean else None), batch.masked_ids
+    wanted = ([ids] if clean or cls else []) + ([batch.masked_ids] if masked else [])
+    states = text.encode(torch.cat(wanted), mask.repeat(len(wanted), 1)).split(len(ids))
+    first = states[0] if clean or cls else None
+    return (first[:, :1] if first is not None else None), first, (states[-1] if masked else None)
+
+
+def _enter(text: TextModel, parts: list[Tensor | None]) -> Tensor:
+    """Starts of fused passes, as ``_language`` gave them, in one tensor (n, L, D)."""
+    start = torch.cat(parts)  # type: ignore[arg-type]
+    return start if text.split else text.embeddings(start)
 
 
 def _draw_negatives(model: Model, batch: Batch, record: Record, itm: Itm, eps: float) -> tuple[Tensor, Tensor]:
@@ -204,45 +247,42 @@ def _teacher_text_passes(
     record: Record,
     image_tokens: Tensor | None,
     teacher_tokens: Tensor | None,
+    clean: Tensor | None,
+    teacher_clean: Tensor | None,
+    teacher_masked: Tensor | None,
 ) -> None:
-    """Fill ``mlm_teacher`` and ``cls_attention``."""
+    """Fill ``mlm_teacher`` and ``cls_attention``. The last three: starts of text passes, see ``_language``."""
     keywords = needs.psl_attention is not None and record.cls_attention is None
     if not (needs.mlm_teacher or keywords):
         return
-    B = len(batch)
+    B, mask = len(batch), batch.token_mask
     with torch.no_grad():
-        ids, images = [], []
+        parts, images, reads, keep = [], [], [], Attentions()
         if needs.mlm_teacher:
-            ids.append(batch.masked_ids)
-            images.append(teacher_tokens)
+            parts, images, reads = [teacher_masked], [teacher_tokens], [Read(slice(0, B), batch.mlm_index, slice(0, B))]
         if keywords:
             assert objectives.psl is not None
-            source = (
-                image_tokens
-                if objectives.psl.image_source is Side.student
-                else _teacher_clean(model, batch, teacher_tokens)
-            )
-            towers = model.keys if needs.psl_attention is Side.teacher else model.student
-            if towers is not model.keys:  # without ITM there is no student pass to read the attention from
-                keep = Attentions(want_cls=True)
-                towers.text.encode(batch.token_ids, batch.token_mask, Memory(source), keep)  # type: ignore[arg-type]
-                record.cls_attention = keep.cls
+            source = image_tokens
+            if objectives.psl.image_source is Side.teacher:
+                source = teacher_tokens if teacher_tokens is not None else model.keys.vision(batch.image)
+            if needs.psl_attention is Side.student:  # without ITM there is no student pass to read the attention from
+                keep.cls_rows = slice(0, B)
+                student = model.student.text
+                student.fuse(_enter(student, [clean]), mask, Memory(source), [], keep)  # type: ignore[arg-type]
+                record.cls_attention, keep = keep.cls, Attentions()
             else:
-                ids.append(batch.token_ids)
+                keep.cls_rows = slice(len(parts) * B, (len(parts) + 1) * B)
+                parts.append(teacher_clean)
                 images.append(source)
-        if not ids:
+        if not parts:
             return
-        keep = Attentions(want_cls=len(ids) > int(needs.mlm_teacher))
+        text = model.keys.text
         memory = torch.cat([t.to(images[0].dtype) for t in images])  # type: ignore[union-attr]
-        hidden = model.keys.text.encode(torch.cat(ids), batch.token_mask.repeat(len(ids), 1), Memory(memory), keep)
+        found = text.fuse(_enter(text, parts), mask.repeat(len(parts), 1), Memory(memory), reads, keep)
         if keep.cls is not None:
-            record.cls_attention = keep.cls[-B:]
+            record.cls_attention = keep.cls
         if needs.mlm_teacher:
-            record.mlm_teacher = model.keys.text.word_logits(_rows(hidden[:B], batch.mlm_index))
-
-
-def _teacher_clean(model: Model, batch: Batch, teacher_tokens: Tensor | None) -> Tensor:
-    return teacher_tokens if teacher_tokens is not None else model.keys.vision(batch.image)
+            record.mlm_teacher = text.word_logits(found[0])
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

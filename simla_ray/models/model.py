@@ -9,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simla_ray.config.enums import ContrastLoss
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
 from simla_ray.models.teacher import Teacher
+from simla_ray.models.temperature import Scale
 from simla_ray.models.text import TextModel
 from simla_ray.models.vision import VisionTower
 
@@ -25,9 +27,11 @@ class Towers(nn.Module):
         super().__init__()
         on, needs = run.objectives.active(), needs_of(run)
         self.vision = VisionTower(run.vision, maskable="mim" in on)
+        self.vision.saves_memory = run.activation_checkpointing
         width = self.vision.width
         memory_width = width if needs.fusion else None
         self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
+        self.text.encoder.saves_memory = run.activation_checkpointing
         if needs.text_only or needs.psl:
             self.vision_proj = nn.Linear(width, run.joint_width)
         if needs.text_only:
@@ -49,7 +53,7 @@ class Towers(nn.Module):
 
 
 class Model(nn.Module):
-    """The student's towers, ITM head and temperature, and where the run has them teacher and queue.
+    """The student's towers, ITM head and temperature (``scale``), and where the run has them teacher and queue.
 
     ``low_precision`` is the dtype of the teacher's running copy.
     """
@@ -61,7 +65,8 @@ class Model(nn.Module):
             raise _width_error(run)
         self.student = Towers(run, vocab_size)
         self.itm_head = nn.Linear(run.text.width, 2) if "itm" in on else None
-        self.temperature = nn.Parameter(torch.tensor(0.07))
+        itc = run.objectives.itc if "itc" in on else None
+        self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
         self.teacher = None
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
@@ -72,10 +77,10 @@ class Model(nn.Module):
         """The towers that make ITC's keys: the teacher's, or without a teacher the student's."""
         return self.teacher.towers if self.teacher is not None else self.student  # type: ignore[return-value]
 
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the temperature in [0.001, 0.5], at the start of every step (official ``SIMLA.forward``)."""
-        self.temperature.clamp_(0.001, 0.5)
+    @property
+    def temperature(self) -> Tensor:
+        """What cosines are divided by, a scalar in the graph."""
+        return self.scale()
 
     def trainable_in(self, objectives: set[str]) -> None:
         """Let exactly those parameters require gradients that these objectives reach."""
@@ -91,11 +96,13 @@ class Model(nn.Module):
         if not fused:
             for layer in text.encoder.layer:
                 _require(getattr(layer, "crossattention", None), False)
+            if text.split:
+                _require(text.encoder.layer[text.fusion_layers], False)
         _require(text.cls, "mlm" in objectives)
         _require(getattr(student, "mim_head", None), "mim" in objectives)
         _require(getattr(student, "concept_head", None), "psl" in objectives)
         _require(self.itm_head, "itm" in objectives)
-        self.temperature.requires_grad_("itc" in objectives)
+        _require(self.scale, "itc" in objectives)
 
 
 def needs_of(run: Run) -> Needs:

@@ -62,6 +62,11 @@ class Needs:
         return self.itm or self.mlm or self.mim or self.psl_attention is not None
 
     @property
+    def towers_alone(self) -> bool:
+        """Two towers that never see each other, the student's: the dual family."""
+        return self.itc and not (self.fusion or self.psl)
+
+    @property
     def teacher(self) -> bool:
         """Any pass through the teacher."""
         return self.teacher_image or self.mim_teacher or self.psl_teacher

@@ -4,16 +4,21 @@ Post-norm BERT layers, [self-attention -> optional cross-attention -> FFN] (offi
 leaving out the memory gives the language encoder, giving it the multimodal one, with the same weights. Parameter names
 follow Hugging Face's BERT, so that its weights load unmapped; cross-attention is called ``crossattention`` as in its
 decoder layers.
+
+Nobody reads every position of a last layer: ITM wants [CLS], MLM the masked words, MIM the masked patches. ``Read``
+says which, and the last layer computes no others.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM_EPS = 1e-12
 
@@ -22,8 +27,8 @@ LAYER_NORM_EPS = 1e-12
 class Memory:
     """What cross-attention reads: ``states`` (R, S, D), ``mask`` (R, S) bool or None.
 
-    ``index`` (B,) names the row each query row reads, so that keys and values of an image that several query rows share
-    are projected once.
+    Keys and values of a row are projected once, whoever reads it. The first queries come in whole groups of R that read
+    rows 0..R-1; their keys and values are not even copied. The last ones read the rows that ``index`` (I,) names.
     """
 
     states: Tensor
@@ -33,32 +38,86 @@ class Memory:
 
 @dataclass
 class Attentions:
-    """Attention probabilities kept on request: ``cls`` (B, H, L), the last layer's self-attention row of [CLS],
-    detached; ``cross``, one (B, H, L, S) per layer, with gradient."""
+    """Attention probabilities kept on request: ``cls`` (n, H, L), the last layer's self-attention row of [CLS] of the
+    query rows ``cls_rows``, detached; ``cross``, one (B, H, L, S) per layer, with gradient."""
 
-    want_cls: bool = False
+    cls_rows: slice | None = None
     want_cross: bool = False
     cls: Tensor | None = None
     cross: list[Tensor] = field(default_factory=list)
 
 
-class Stack(nn.Module):
-    """``depth`` layers; forward keeps the shape (B, L, D)."""
+@dataclass
+class Read:
+    """What is wanted of the last layer: positions ``at`` (n, M) of the query rows ``rows``.
 
-    def __init__(self, depth: int, width: int, heads: int, ffn: int, dropout: float, memory_width: int | None):
+    They read the rows ``memory`` of the memory, by the part ``index`` of its index.
+    """
+
+    rows: slice
+    at: Tensor
+    memory: slice = field(default_factory=lambda: slice(None))
+    index: Tensor | None = None
+
+
+class Stack(nn.Module):
+    """``depth`` layers; those from ``cross_from`` on have a cross-attention."""
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        ffn: int,
+        dropout: float,
+        memory_width: int | None,
+        cross_from: int = 0,
+    ):
         super().__init__()
-        self.layer = nn.ModuleList(Layer(width, heads, ffn, dropout, memory_width) for _ in range(depth))
+        self.layer = nn.ModuleList(
+            Layer(width, heads, ffn, dropout, memory_width if i >= cross_from else None) for i in range(depth)
+        )
+        self.saves_memory = False  # recompute a layer's inside in the backward pass
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None, memory: Memory | None = None, keep: Attentions | None = None
-    ) -> Tensor:
-        """hidden (B, L, D), mask (B, L) bool or None; ``keep`` is filled with the attentions it asks for."""
-        last = len(self.layer) - 1
-        for i, layer in enumerate(self.layer):
-            if keep is not None and keep.want_cls and i == last:
-                keep.cls = layer.attention.cls_probabilities(hidden, mask)
-            hidden = layer(hidden, mask, memory, keep)
-        return hidden
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        memory: Memory | None = None,
+        keep: Attentions | None = None,
+        reads: list[Read] | None = None,
+        layers: slice = slice(None),
+    ) -> Any:
+        """hidden (B, L, D), mask (B, L) bool or None -> (B, L, D), or with ``reads`` one (n, M, D) for each of them.
+
+        ``keep`` is filled with what it asks for; ``layers``: the part of the stack that runs.
+        """
+        *below, last = self.layer[layers]
+        for layer in below:
+            hidden = self._run(layer, hidden, hidden, mask, memory, keep)
+        if keep is not None and keep.cls_rows is not None:
+            rows = keep.cls_rows
+            keep.cls = last.attention.cls_probabilities(hidden[rows], mask[rows] if mask is not None else None)
+        if reads is None:
+            return self._run(last, hidden, hidden, mask, memory, keep)
+        found = []
+        projected: dict[str, tuple[Tensor, Tensor]] = {}  # reads of the same memory rows share keys and values
+        for r in reads:
+            states, part, key_value = hidden[r.rows], None, None
+            if memory is not None:
+                part_mask = memory.mask[r.memory] if memory.mask is not None else None
+                part, name = Memory(memory.states[r.memory], part_mask, r.index), str(r.memory)
+                if name not in projected:
+                    projected[name] = last.crossattention.project(part.states)
+                key_value = projected[name]
+            queries = states.gather(1, r.at[:, :, None].expand(-1, -1, states.shape[-1]))
+            found.append(last(queries, states, mask[r.rows] if mask is not None else None, part, None, key_value))
+        return found
+
+    def _run(self, layer: nn.Module, *inputs: Tensor | Memory | Attentions | None) -> Tensor:
+        if self.saves_memory and self.training and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
 
 class Layer(nn.Module):
@@ -70,10 +129,24 @@ class Layer(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, ffn)})
         self.output = Residual(ffn, width, dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, memory: Memory | None, keep: Attentions | None) -> Tensor:
-        x = self.attention(x, Memory(x, mask))
+    def forward(
+        self,
+        x: Tensor,
+        states: Tensor,
+        mask: Tensor | None,
+        memory: Memory | None,
+        keep: Attentions | None = None,
+        projected: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Positions x (B, M, D) of the sequences states (B, L, D), mask (B, L) -> (B, M, D).
+
+        ``projected``: the memory's keys and values, where they are at hand.
+        """
+        x = self.attention(x, *self.attention.project(states), mask)
         if memory is not None:
-            x = self.crossattention(x, memory, keep if keep is not None and keep.want_cross else None)
+            key, value = projected if projected is not None else self.crossattention.project(memory.states)
+            keep = keep if keep is not None and keep.want_cross else None
+            x = self.crossattention(x, key, value, memory.mask, memory.index, keep)
         return self.output(F.gelu(self.intermediate["dense"](x)), x)
 
 
@@ -91,6 +164,8 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
+    """Multi-head attention with its output projection, residual and LayerNorm."""
+
     def __init__(self, width: int, memory_width: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
@@ -103,23 +178,49 @@ class Attention(nn.Module):
         )
         self.output = Residual(width, width, dropout)
 
-    def forward(self, x: Tensor, memory: Memory, keep: Attentions | None = None) -> Tensor:
-        query = self._split(self.self["query"](x))
-        key, value = self._split(self.self["key"](memory.states)), self._split(self.self["value"](memory.states))
-        mask = memory.mask
-        if memory.index is not None:
-            key, value = key[memory.index], value[memory.index]
-            mask = mask[memory.index] if mask is not None else None
+    def project(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, S, D) -> keys and values, (R, H, S, D/H) each."""
+        return self._split(self.self["key"](states)), self._split(self.self["value"](states))
+
+    def forward(
+        self,
+        x: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        index: Tensor | None = None,
+        keep: Attentions | None = None,
+    ) -> Tensor:
+        """x (B, M, D) over keys and values of R rows; who reads which row: see ``Memory``."""
+        query, rows = self._split(self.self["query"](x)), len(key)
+        own = len(x) - (len(index) if index is not None else 0)
+        parts = []
+        if own:
+            # Queries do not see each other: groups that read the same rows are one longer sequence of queries.
+            groups = query[:own].unflatten(0, (own // rows, rows))  # (G, R, H, M, d)
+            joined = groups.permute(1, 2, 0, 3, 4).flatten(2, 3) if own > rows else query[:own]
+            context = self._attend(joined, key, value, mask, keep)
+            if own > rows:
+                context = context.unflatten(2, (own // rows, -1)).permute(2, 0, 1, 3, 4).flatten(0, 1)
+            parts.append(context)
+        if index is not None:
+            chosen = mask.index_select(0, index) if mask is not None else None
+            parts.append(
+                self._attend(query[own:], key.index_select(0, index), value.index_select(0, index), chosen, keep)
+            )
+        context = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return self.output(context.transpose(1, 2).flatten(2), x)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Attentions | None
+    ) -> Tensor:
         allowed = mask[:, None, None, :] if mask is not None else None
         if keep is None:
-            context = F.scaled_dot_product_attention(
-                query, key, value, allowed, dropout_p=self.dropout if self.training else 0.0
-            )
-        else:
-            probabilities = _probabilities(query, key, allowed)
-            keep.cross.append(probabilities)
-            context = probabilities @ value
-        return self.output(context.transpose(1, 2).flatten(2), x)
+            dropout = self.dropout if self.training else 0.0
+            return F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout)
+        probabilities = _probabilities(query, key, allowed)
+        keep.cross.append(probabilities)
+        return probabilities @ value
 
     @torch.no_grad()
     def cls_probabilities(self, x: Tensor, mask: Tensor | None) -> Tensor:

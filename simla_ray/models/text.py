@@ -6,35 +6,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from simla_ray.config.enums import Fusion
 from simla_ray.config.schema import Text
-from simla_ray.models.stack import LAYER_NORM_EPS, Attentions, Memory, Stack
+from simla_ray.models.stack import LAYER_NORM_EPS, Attentions, Memory, Read, Stack
 
 
 class TextModel(nn.Module):
-    """BERT with optional cross-attention in every layer. No token types, as in SIMLA (official ``models/med.py``)."""
+    """BERT whose layers double as fusion layers. No token types, as in SIMLA (official ``models/med.py``).
+
+    With fusion in every layer (SIMLA) the language encoder is all layers with cross-attention left out, and the
+    multimodal one starts from the embeddings again. With fusion in the upper half (ALBEF) the lower half is the
+    language encoder, and the upper half starts from its states. Without any fusion, only the language encoder's layers
+    exist.
+    """
 
     def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool):
         super().__init__()
+        self.split = config.fusion is Fusion.upper_half
+        half = config.depth // 2
+        depth = half if self.split and memory_width is None else config.depth
+        self.language_layers = slice(0, half if self.split else depth)
+        self.fusion_layers = slice(half if self.split else 0, depth)
         self.embeddings = Embeddings(config, vocab_size)
-        self.encoder = Stack(config.depth, config.width, config.heads, config.ffn, config.dropout, memory_width)
+        self.encoder = Stack(
+            depth, config.width, config.heads, config.ffn, config.dropout, memory_width, self.fusion_layers.start
+        )
         self.cls = nn.ModuleDict({"predictions": MlmHead(config.width, vocab_size)}) if mlm_head else None
         self.apply(_bert_init)
 
     def encode(self, ids: Tensor, mask: Tensor, memory: Memory | None = None, keep: Attentions | None = None) -> Tensor:
         """ids (B, L), mask (B, L) -> (B, L, D): the language encoder, or with a memory the multimodal one."""
-        return self.encoder(self.embeddings(ids), mask, memory, keep)
+        if memory is None:
+            return self.encoder(self.embeddings(ids), mask, layers=self.language_layers)
+        return self.encoder(self.fusion_input(ids, mask), mask, memory, keep, layers=self.fusion_layers)
 
-    def query_with_image(self, image_tokens: Tensor, memory: Memory) -> Tensor:
-        """image_tokens (B, N, D) as queries over a text memory -> (B, N, D).
+    def encode_cls(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids (B, L), mask (B, L) -> (B, 1, D): the language encoder's [CLS] alone."""
+        return self.encoder(self.embeddings(ids), mask, reads=[read_cls(mask)], layers=self.language_layers)[0]
+
+    def fusion_input(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """What the multimodal encoder starts from, (B, L, D)."""
+        return self.encode(ids, mask) if self.split else self.embeddings(ids)
+
+    def fuse(
+        self, states: Tensor, mask: Tensor, memory: Memory, reads: list[Read], keep: Attentions | None = None
+    ) -> list[Tensor]:
+        """The multimodal encoder over ``fusion_input``'s states; of its last layer only what is read."""
+        return self.encoder(states, mask, memory, keep, reads, self.fusion_layers)
+
+    def query_with_image(self, image_tokens: Tensor, memory: Memory, at: Tensor) -> Tensor:
+        """image_tokens (B, N, D) as queries over a text memory; at (B, M) -> (B, M, D).
 
         They get the text's positions, LayerNorm and dropout, no modality embedding (official ``SIMLA.forward``, MIM).
         """
-        return self.encoder(self.embeddings.finish(image_tokens), None, memory)
+        states = self.embeddings.finish(image_tokens)
+        return self.encoder(states, None, memory, reads=[Read(slice(None), at)])[0]
 
     def word_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V); the decoder is tied to the word embeddings."""
         assert self.cls is not None
         return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+
+
+def read_cls(mask: Tensor, rows: slice = slice(None), index: Tensor | None = None) -> Read:
+    """Read [CLS] of these rows of mask (B, L)."""
+    n = len(range(len(mask))[rows])
+    return Read(rows, torch.zeros(n, 1, dtype=torch.int64, device=mask.device), index=index)
 
 
 class Embeddings(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from simla_ray.config.schema import Stem, Vision
 from simla_ray.errors import UserError
@@ -45,6 +46,7 @@ class VisionTower(nn.Module):
         self.patch_px = config.patch_px
         self.clears_pixels = config.stem is Stem.conv
         self.width: int = self.vit.embed_dim
+        self.saves_memory = False  # recompute a block's inside in the backward pass
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.width)) if maskable else None
         self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
@@ -61,7 +63,12 @@ class VisionTower(nn.Module):
         if patch_mask is not None:
             tokens = torch.where(patch_mask[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         tokens = self.vit._pos_embed(tokens)
-        tokens = self.vit.blocks(self.vit.norm_pre(tokens))
+        tokens = self.vit.norm_pre(tokens)
+        for block in self.vit.blocks:
+            if self.saves_memory and self.training and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
         return self.vit.norm(tokens)
 
 

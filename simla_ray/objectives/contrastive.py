@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simla_ray.types import LossTerm
@@ -28,7 +29,8 @@ def itc_loss(
     image_queue: Tensor | None = None,
     text_queue: Tensor | None = None,
     image_id: Tensor | None = None,
-    queue_id: Tensor | None = None,
+    key_id: Tensor | None = None,
+    first: int = 0,
 ) -> LossTerm:
     """InfoNCE against keys and queue, with soft targets.
 
@@ -37,34 +39,69 @@ def itc_loss(
 
     Args:
         image, text: (B, E) unit rows of the student.
-        image_key, text_key: (B, E) unit rows of the teacher. Without a teacher: the student's, with gradient, and alpha
-        0. image_queue, text_queue: (Q, E) older keys.
-        image_id, queue_id: (B,), (Q,) int64. Given, the hard target is uniform over all keys of the same image; None
-        leaves
-            them negatives, as in the official pretraining.
+        image_key, text_key: (G, E) unit rows of the teacher, row ``first + b`` being the other half of row b; in a
+            micro-batch G is B. Without a teacher: the student's, with gradient, and alpha 0.
+        image_queue, text_queue: (Q, E) older keys.
+        image_id: (B,) int64. Given, the hard target is uniform over all keys of the same image; None leaves them
+            negatives, as in the official pretraining.
+        key_id: (G + Q,) int64, the image ids of keys and queue; needed with image_id.
 
     The gradient reaches the temperature through s only.
     """
     B = len(image)
     s_i2t = similarities(image, text_key, text_queue, temperature)
     s_t2i = similarities(text, image_key, image_queue, temperature)
-    hard = torch.zeros_like(s_i2t)
-    hard[:, :B] = torch.eye(B, dtype=hard.dtype, device=hard.device)
-    if image_id is not None:
-        ids = image_id if queue_id is None else torch.cat([image_id, queue_id])
-        hard = (image_id[:, None] == ids[None, :]).to(hard.dtype)
-        hard = hard / hard.sum(1, keepdim=True)
+    own = torch.arange(first, first + B, device=image.device)
     log_i2t, log_t2i = s_i2t.log_softmax(1), s_t2i.log_softmax(1)
-    hard_loss = -((hard * log_i2t).sum(1).mean() + (hard * log_t2i).sum(1).mean()) / 2
+    if image_id is None:
+        hard_loss = -(log_i2t.gather(1, own[:, None]).mean() + log_t2i.gather(1, own[:, None]).mean()) / 2
+    else:
+        assert key_id is not None
+        hard = (image_id[:, None] == key_id[None, :]).to(s_i2t.dtype)
+        hard = hard / hard.sum(1, keepdim=True)
+        hard_loss = -((hard * log_i2t).sum(1).mean() + (hard * log_t2i).sum(1).mean()) / 2
     loss = hard_loss
     if alpha > 0:
         with torch.no_grad():
-            q_i2t = similarities(image_key, text_key, text_queue, temperature).softmax(1)
-            q_t2i = similarities(text_key, image_key, image_queue, temperature).softmax(1)
+            image_own, text_own = image_key[first : first + B], text_key[first : first + B]
+            q_i2t = similarities(image_own, text_key, text_queue, temperature).softmax(1)
+            q_t2i = similarities(text_own, image_key, image_queue, temperature).softmax(1)
         soft_loss = -((q_i2t * log_i2t).sum(1).mean() + (q_t2i * log_t2i).sum(1).mean()) / 2
         loss = (1 - alpha) * hard_loss + alpha * soft_loss
-    own = torch.arange(B, device=image.device)
     accuracy = ((s_i2t.argmax(1) == own).float().mean() + (s_t2i.argmax(1) == own).float().mean()) / 2
     return LossTerm(
         loss, {"hard": hard_loss.detach(), "accuracy": accuracy, "temperature": temperature.detach().clone()}
     )
+
+
+def sigmoid_loss(
+    image: Tensor,
+    text_key: Tensor,
+    temperature: Tensor,
+    bias: Tensor,
+    image_id: Tensor | None = None,
+    key_id: Tensor | None = None,
+    first: int = 0,
+) -> LossTerm:
+    """SigLIP's loss: every pair is a question of its own, is this the picture's caption?
+
+        mean over images i of  sum_j softplus(-z_ij (cosine_ij / temperature + bias))     z = 1 for a pair, else -1
+
+    Args:
+        image: (B, E) unit rows. text_key: (G, E) unit rows, row ``first + b`` being image b's own.
+        image_id, key_id: (B,), (G,) int64. Given, all captions of an image count as its own.
+
+    Source: SigLIP, arXiv 2303.15343, eq. 1.
+    """
+    own = torch.arange(first, first + len(image), device=image.device)
+    cosines = similarities(image, text_key, None, temperature)
+    if image_id is None:
+        mine = own[:, None] == torch.arange(len(text_key), device=image.device)
+    else:
+        assert key_id is not None
+        mine = image_id[:, None] == key_id[None, :]
+    sign = mine.to(cosines.dtype) * 2 - 1
+    loss = F.softplus(-sign * (cosines + bias)).sum(1).mean()
+    accuracy = (cosines.argmax(1) == own).float().mean()
+    metrics = {"hard": loss, "accuracy": accuracy, "temperature": temperature, "bias": bias}
+    return LossTerm(loss, {name: value.detach().clone() for name, value in metrics.items()})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from simla_ray.config.schema import Distilled, Itm, Objectives, SameImage
+from simla_ray.config.enums import ContrastLoss, SameImage
+from simla_ray.config.schema import Distilled, Itc, Itm, Objectives
 from simla_ray.models.forward import Record
 from simla_ray.models.queue import Queue
-from simla_ray.objectives.contrastive import itc_loss
+from simla_ray.models.temperature import Scale
+from simla_ray.objectives.contrastive import itc_loss, sigmoid_loss
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.masked_image import mim_loss
 from simla_ray.objectives.masked_text import mlm_loss
@@ -31,6 +34,31 @@ def itm_eps_at(itm: Itm | None, progress: float) -> float:
     return itm.eps * (itm.eps_end / itm.eps) ** progress
 
 
+def contrast(
+    itc: Itc,
+    image: Tensor,
+    text: Tensor,
+    image_key: Tensor,
+    text_key: Tensor,
+    scale: Scale,
+    alpha: float = 0.0,
+    queue: Queue | None = None,
+    image_id: Tensor | None = None,
+    key_id: Tensor | None = None,
+    first: int = 0,
+) -> LossTerm:
+    """ITC as configured; arguments as ``itc_loss`` has them. ``key_id`` (G,) without the queue's."""
+    if itc.loss is ContrastLoss.sigmoid:
+        assert scale.bias is not None
+        return sigmoid_loss(image, text_key, scale(), scale.bias, image_id, key_id, first)
+    old_images, old_texts = (queue.image, queue.text) if queue is not None else (None, None)
+    if key_id is not None and queue is not None:
+        key_id = torch.cat([key_id, queue.ids])
+    return itc_loss(
+        image, text, image_key, text_key, scale(), alpha, old_images, old_texts, image_id, key_id, first
+    )  # fmt: skip
+
+
 def loss_terms(
     record: Record,
     batch: Batch,
@@ -38,7 +66,7 @@ def loss_terms(
     active: set[str],
     alphas: dict[str, float],
     *,
-    temperature: Tensor,
+    scale: Scale,
     queue: Queue | None,
     codes: Tensor | None,
     cls_id: int,
@@ -53,21 +81,10 @@ def loss_terms(
     """
     terms: dict[str, LossTerm] = {}
     if "itc" in active:
-        assert objectives.itc is not None and record.image_vec is not None and record.text_vec is not None
-        assert record.image_key is not None and record.text_key is not None
-        positives = objectives.itc.same_image is SameImage.positive
-        terms["itc"] = itc_loss(
-            record.image_vec,
-            record.text_vec,
-            record.image_key,
-            record.text_key,
-            temperature,
-            alphas["itc"],
-            queue.image if queue is not None else None,
-            queue.text if queue is not None else None,
-            batch.image_id if positives else None,
-            queue.ids if positives and queue is not None else None,
-        )
+        assert objectives.itc is not None
+        vectors = record.image_vec, record.text_vec, record.image_key, record.text_key
+        ids = batch.image_id if objectives.itc.same_image is SameImage.positive else None
+        terms["itc"] = contrast(objectives.itc, *vectors, scale, alphas["itc"], queue, ids, ids)  # type: ignore[arg-type]
     if "itm" in active:
         assert record.match_logits is not None
         terms["itm"] = itm_loss(record.match_logits)

@@ -86,6 +86,58 @@ def evaluate_main(argv: Sequence[str]) -> int:
     return guarded(main)
 
 
+def export_main(argv: Sequence[str]) -> int:
+    """``experiments/export.py``"""
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Export the best checkpoint of a run, or an official SIMLA or ALBEF file, as a folder that "
+        "simla_ray.load opens.",
+    )
+    parser.add_argument("source", type=Path, metavar="RUN", help="folder of a run, its name, or an official file")
+    parser.add_argument(
+        "rest",
+        nargs="*",
+        metavar="OUT key=value",
+        help="the new folder (default: RUN/export); of a file, also keys of its config",
+    )
+    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
+    parser.add_argument("--teacher", action="store_true", help="the EMA teacher's towers in place of the student's")
+    parser.add_argument("--layout", choices=["official"], help="write official.safetensors, under official names, too")
+    parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="of a file: YAML with its config")
+    arguments = parser.parse_intermixed_args(argv)
+
+    def main() -> int:
+        from simla_ray.orchestration.export import export_file, export_run
+
+        keys = [text for text in arguments.rest if "=" in text]
+        outs = [Path(text) for text in arguments.rest if "=" not in text]
+        if len(outs) > 1:
+            raise UserError(f"{' '.join(map(str, outs))}: give one folder to export to")
+        notes: list[str] = []
+        if arguments.source.is_file():
+            if not outs or arguments.teacher or arguments.layout:
+                raise UserError(
+                    f"{arguments.source}: of a file, give the folder to export to, and no --teacher or --layout"
+                )
+            out, notes = export_file(arguments.source, outs[0], arguments.config or [], keys)
+        else:
+            if keys or arguments.config:
+                raise UserError(f"{[*keys, *(arguments.config or [])][0]}: a run brings its config; keys are for files")
+            out = export_run(
+                arguments.source,
+                outs[0] if outs else None,
+                arguments.storage,
+                teacher=arguments.teacher,
+                official=arguments.layout == "official",
+            )
+        for note in notes:
+            print(f"note       {note}")
+        print(f'exported   {out}; simla_ray.load("{out}") opens it')
+        return 0
+
+    return guarded(main)
+
+
 def run_from(arguments: argparse.Namespace) -> Run:
     """The run that a command line describes; named options are overrides like any other."""
     overrides = list(arguments.overrides)
@@ -105,7 +157,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on"
     )
-    parser.add_argument("--init-from", metavar="RUN", help="start from the best weights of another run")
+    parser.add_argument(
+        "--init-from", metavar="PATH", help="start from the weights of a run, an exported folder or a file"
+    )
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ def evaluate_run(
     data: Sequence[str] | None = None,
     split: str | None = None,
 ) -> dict[str, EvalResult]:
-    """Evaluate the best checkpoint of a run.
+    """Evaluate the best checkpoint of a run, or an exported folder.
 
     Args:
         tasks: names; none for all that the run and the data allow.
@@ -37,10 +37,10 @@ def evaluate_run(
     if split is not None and not data:
         raise UserError(f"--split: {split} is a filter of --data, which is missing")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run, model, checkpoint = load_trained(find_run(path, storage), device)
-    vocabulary = Vocabulary.load(checkpoint / "prepared")
+    run, model, prepared = load_trained(find_run(path, storage), device)
+    vocabulary = Vocabulary.load(prepared)
     index = build_index(data, split, run.data.image_roots, "--data") if data else index_of(run, "test")
-    tokenizer = load_tokenizer(run, checkpoint / "prepared")
+    tokenizer = load_tokenizer(run, prepared)
     if tokenizer is not None:
         tokenizer = tokenizer.to(device)
     rows = list(pipeline.iterate_rows(index, limit=run.eval.pairs))

@@ -28,6 +28,7 @@ from simla_ray.orchestration.plan import plan
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import Prepared, prepare
 from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
+from simla_ray.orchestration.start import describe, lines_of
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
@@ -62,6 +63,10 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     if finished.exists():
         say(f"run        {folder} is finished")
         return json.loads(finished.read_text())
+    fresh = find_checkpoint(folder / "checkpoints") is None
+    start = describe(run) if fresh else None
+    for line in lines_of(start):
+        say(line)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         cluster = clusters.join(run)
@@ -71,12 +76,12 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")
         prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
         check_data(folder, run, prepared)
-        if find_checkpoint(folder / "checkpoints") is None:
+        if fresh:
             build_losses(run, prepared, torch.device("cpu"))  # weights and codes that cannot be used are said here
         stored.write_text(to_yaml(run))
         total = total_steps(run, prepared)
         say(banner(run, folder, prepared, total, time.perf_counter() - began))
-        write_manifest(folder, run, prepared, cluster)
+        write_manifest(folder, run, prepared, cluster, start)
         _fit(run, folder, prepared, total, cluster, say)
         summary = write_summary(folder, run, prepared, total)
         write_report(folder)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data.sources import read_column
@@ -27,19 +29,30 @@ PACKAGES = (
 )
 
 
-def write_manifest(folder: Path, run: Run, prepared: Prepared, cluster: Cluster) -> None:
-    """Write the manifest; a later leg overwrites it with what it found."""
+def write_manifest(
+    folder: Path, run: Run, prepared: Prepared, cluster: Cluster, start: dict[str, Any] | None = None
+) -> None:
+    """Write the manifest; a later leg overwrites it with what it found.
+
+    Args:
+        start: of the first leg, what its weights started from; later legs keep it.
+    """
+    stored = folder / "manifest.json"
+    if start is None and stored.exists():
+        start = json.loads(stored.read_text()).get("start")
     manifest = {
         "label": run.label,
         "git_sha": git_sha(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": versions(PACKAGES),
         "data": prepared.describe(run),
         "world_size": run.ray.workers,
         "cluster": {"nodes": cluster.nodes, "cpus": cluster.cpus, "gpus": cluster.gpus},
         "fallbacks": fallbacks(run),
         "licenses": licenses(prepared),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    if start is not None:
+        manifest["start"] = start
+    stored.write_text(json.dumps(manifest, indent=1))
 
 
 def check_data(folder: Path, run: Run, prepared: Prepared) -> None:
@@ -64,13 +77,19 @@ def fallbacks(run: Run) -> list[str]:
     found = []
     if "mim" in run.objectives.active() and run.codes.kind is not CodesKind.dvae:
         found.append(f"visual codes: {run.codes.n} {run.codes.kind} codes in place of DALL-E's 8192")
-    if not run.vision.pretrained:
+    if run.init_from is not None:
+        found.append(f"towers: start from {Path(run.init_from).name} in place of DeiT-B and bert-base-uncased")
+    elif not run.vision.pretrained:
         found.append("image tower: random start in place of DeiT-B")
-    if run.text.weights is None:
+    if run.init_from is None and run.text.weights is None:
         found.append("text model: random start in place of bert-base-uncased")
     if run.text.vocab == "train":
         found.append("vocabulary: trained on the captions in place of bert-base-uncased's")
     return found
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    return {name: metadata.version(name) for name in packages}
 
 
 def licenses(prepared: Prepared) -> list[str]:

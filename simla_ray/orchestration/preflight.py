@@ -26,8 +26,8 @@ from simla_ray.orchestration.prepare import (
     world_folder,
     world_uri,
 )
-from simla_ray.orchestration.runs import check_same_run, find_run, fresh_name
-from simla_ray.training.checkpoint import find_checkpoint
+from simla_ray.orchestration.runs import check_same_run, fresh_name
+from simla_ray.orchestration.start import describe, find_start, lines_of
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
 FILE_KEYS = ("text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
@@ -91,6 +91,7 @@ def dry_run(run: Run) -> str:
             lines.append(f"data       {name}: {len(index)} rows in {groups} of {', '.join(uris)}{kept}")
     lines += plan(run, rows, run.optim.max_steps or order.steps(run.optim.epochs, run.batch.micro))
     lines += [f"differs    {f}" for f in fallbacks(run)]
+    lines += lines_of(describe(run))
     lines.append("dry run    nothing was trained; the same command without --dry-run does it")
     return "\n".join(lines)
 
@@ -98,10 +99,7 @@ def dry_run(run: Run) -> str:
 def _with_absolute_paths(run: Run) -> Run:
     changes: dict[str, Any] = {"storage": str(run.storage.absolute())}
     if run.init_from is not None:
-        folder = find_run(Path(run.init_from), run.storage)
-        if find_checkpoint(folder / "checkpoints") is None:
-            raise UserError(f"init_from: {folder} holds no complete checkpoint")
-        changes["init_from"] = str(folder)
+        changes["init_from"] = str(find_start(Path(run.init_from), run.storage))
     tree = to_dict(run)
     for key in (*FILE_KEYS, *FOLDER_KEYS):
         value: Any = tree

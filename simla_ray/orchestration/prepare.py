@@ -20,9 +20,10 @@ from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 from simla_ray.models.visual_codes import PatchCodes
 from simla_ray.orchestration.runs import load_trained
+from simla_ray.orchestration.start import prepared_of_start
+from simla_ray.release.source import CODES
 
 SETS = ("train", "val", "test")
-CODES = "codes.safetensors"
 LOOKED_AT = 20
 
 
@@ -113,7 +114,7 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
         unfinished = folder.with_name(folder.name + ".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        start = _start_of(run)
+        start = prepared_of_start(run)
         captions = pipeline.caption_stream(indexes["train"], run.text.max_words, cpus)
         given = Vocabulary.load(start).tokenizer if start is not None else None
         build_vocabulary(captions, run.text, given).save(unfinished)
@@ -169,13 +170,6 @@ def keyword_columns(run: Run, vocabulary: Vocabulary) -> torch.Tensor | None:
     if not ids:
         raise UserError(f"objectives.psl.vocab: {psl.vocab} names no word of the vocabulary")
     return torch.tensor(sorted(ids))
-
-
-def _start_of(run: Run) -> Path | None:
-    """Vocabulary and codes of the run this one starts from: its word ids and code numbers must stay."""
-    if run.init_from is None:
-        return None
-    return load_trained(Path(run.init_from))[2] / "prepared"
 
 
 def _fit_codes(run: Run, train: Index, cpus: int):

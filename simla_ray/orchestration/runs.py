@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import torch
 
 from simla_ray.config.load import difference, load_run
 from simla_ray.config.schema import Run
-from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
 from simla_ray.models.model import Model
-from simla_ray.training.checkpoint import find_checkpoint, load_weights
+from simla_ray.release.source import find_source, trained_model
 
 
 def run_folder(run: Run) -> Path:
@@ -43,7 +41,7 @@ def fresh_name(run: Run) -> str:
 
 
 def find_run(path: Path, storage: Path = Path("runs")) -> Path:
-    """A run's folder by path, or by name under storage.
+    """The folder of a run, or an exported one, by path or by name under storage.
 
     Raises:
         UserError: there is none; names the runs there are.
@@ -56,19 +54,12 @@ def find_run(path: Path, storage: Path = Path("runs")) -> Path:
 
 
 def load_trained(path: Path, device: torch.device | None = None) -> tuple[Run, Model, Path]:
-    """The best checkpoint of a run: its config, the model in eval mode, and the checkpoint's folder.
+    """The best checkpoint of a run, or an exported folder: config, model in eval mode, folder of vocabulary and codes.
 
     Raises:
-        UserError: no run, or no complete checkpoint in it.
+        UserError: none of them is there, or no complete checkpoint in it.
     """
-    folder = find_run(path)
-    newest = find_checkpoint(folder / "checkpoints")
-    if newest is None:
-        raise UserError(f"{folder}: holds no complete checkpoint yet")
-    best = json.loads((newest / "state.json").read_text())["best_step"]
-    checkpoint = find_checkpoint(folder / "checkpoints", best) or newest
-    run = load_run([checkpoint / "config.yaml"], presets=False)
-    model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}),
-                  len(Vocabulary.load(checkpoint / "prepared")))  # fmt: skip
-    load_weights(checkpoint, model)
-    return run, model.to(device or torch.device("cpu")).eval(), checkpoint
+    source = find_source(find_run(path))
+    assert source.run is not None and source.prepared is not None
+    model = trained_model(source.run, source.vocabulary(), source.read(), source.file)
+    return source.run, model.to(device or torch.device("cpu")), source.prepared

@@ -25,10 +25,11 @@ from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.jsonl import read_lines
 from simla_ray.models.checkpoint_io import load_bert
+from simla_ray.models.compiling import eager
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
 from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
-from simla_ray.orchestration.runs import load_trained
+from simla_ray.orchestration.start import load_into
 from simla_ray.orchestration.validation import Validation
 from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
 from simla_ray.training.comm import Comm
@@ -96,7 +97,8 @@ def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: b
         UserError: weights, codes or word list that the config names cannot be used.
     """
     torch.manual_seed(run.seed)
-    vision = run.vision if fresh else run.vision.model_copy(update={"pretrained": False})
+    overwritten = not fresh or run.init_from is not None
+    vision = run.vision.model_copy(update={"pretrained": False}) if overwritten else run.vision
     low = autocast_dtype(run, device) or torch.float32
     model = Model(run.model_copy(update={"vision": vision}), len(prepared.vocabulary), low)
     if fresh:
@@ -106,27 +108,13 @@ def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: b
 
 
 def _load_start(run: Run, model: Model) -> None:
-    """BERT's weights, or those of the run that ``init_from`` names; the teacher starts as the student's copy."""
-    if run.text.weights is not None and run.init_from is None:
-        load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
+    """BERT's weights, or those that ``init_from`` names; the teacher starts as the student's copy."""
     if run.init_from is not None:
-        _start_from(model, Path(run.init_from))
+        load_into(model, run)
+    elif run.text.weights is not None:
+        load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
     if model.teacher is not None:
         model.teacher.copy_from(model.student)
-
-
-def _start_from(model: Model, path: Path) -> None:
-    """Weights of another run's student and heads, where this run has them; the teacher starts as their copy."""
-    _, other, _ = load_trained(path)
-    ours = model.state_dict()
-    theirs = {n: t for n, t in other.state_dict().items() if n in ours and not n.startswith(("teacher.", "queue."))}
-    wrong = [n for n, t in theirs.items() if t.shape != ours[n].shape]
-    if wrong:
-        raise UserError(
-            f"init_from: {path} has {wrong[0]} of shape {tuple(theirs[wrong[0]].shape)}, this run "
-            f"{tuple(ours[wrong[0]].shape)}; use its size and keys"
-        )
-    model.load_state_dict(theirs, strict=False)
 
 
 def _stream(
@@ -188,7 +176,10 @@ def _evaluate_best(
     rows = list(pipeline.iterate_rows(prepared.indexes["test"], comm.rank, comm.world, run.eval.pairs))
     began = time.perf_counter()
     scorer = Scorer(run, losses.model, prepared.vocabulary, device)
-    results = evaluate(scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer)
+    with eager():
+        results = evaluate(
+            scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer
+        )
     if log is not None:
         temporary = folder / "evaluation.tmp"
         temporary.write_text(json.dumps(to_json(results)))

@@ -12,6 +12,7 @@ import torch
 from simla_ray.config.schema import Run
 from simla_ray.data.packing import Packed, check_drops
 from simla_ray.errors import UserError
+from simla_ray.models.compiling import eager
 from simla_ray.training.comm import Comm
 from simla_ray.training.log import RunLog
 from simla_ray.training.optim import learning_rate
@@ -174,7 +175,8 @@ class Loop:
 
     def _validate(self, *, may_be_best: bool) -> dict[str, float]:
         """Only a step that is stored as a checkpoint can be the best one."""
-        metrics, state = self.validate(), self.state
+        with eager():
+            metrics, state = self.validate(), self.state
         if state.best_metric != self.run.eval.best:  # another metric than in an earlier leg: scores do not compare
             state.best_metric, state.best_score = self.run.eval.best, None
         score = float(state.step) if self.run.eval.best == "last" else metrics[self.run.eval.best]

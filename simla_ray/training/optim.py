@@ -21,7 +21,7 @@ def build_optimizer(model: Model, optim: Optim) -> torch.optim.AdamW:
     for name, parameter in named_parameters(model):
         decay = optim.weight_decay if _decays(name, parameter, optim.no_decay) else 0.0
         factor = 1.0
-        if name == "temperature":
+        if name.startswith("scale."):
             factor = optim.temperature_lr_factor
         elif ".concept_head." in name:
             factor = optim.concept_lr_factor

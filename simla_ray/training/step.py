@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from simla_ray.config.enums import ContrastScope
 from simla_ray.config.schema import Distilled, Run, ScheduleKind
-from simla_ray.models.forward import forward_cross
+from simla_ray.models.compiling import compile_layers
+from simla_ray.models.forward import forward_cross, forward_dual
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.precision import autocast
 from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
 from simla_ray.training.comm import Comm
 from simla_ray.training.optim import build_optimizer, learning_rate
+from simla_ray.training.whole_step import Vectors, backward_over_step
 from simla_ray.types import Batch, LossTerm
 
 
@@ -38,14 +41,17 @@ class Losses(nn.Module):
         """-> weighted total, the terms, and the (B, E) image and text keys that enter the queue."""
         objectives = self.run.objectives
         needs = Needs.of(objectives, active, has_teacher=self.model.teacher is not None)
-        record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)
+        if needs.towers_alone and self.model.teacher is None:
+            record = forward_dual(self.model, batch)
+        else:
+            record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)
         terms = loss_terms(
             record,
             batch,
             objectives,
             active,
             alphas,
-            temperature=self.model.temperature,
+            scale=self.model.scale,
             queue=self.model.queue,
             codes=self._codes(batch) if "mim" in active else None,
             cls_id=self.cls_id,
@@ -84,8 +90,13 @@ class Step:
         self.run, self.losses, self.total, self.comm, self.device = run, losses, total_steps, comm, device
         self.model = losses.model
         self.optimizer = build_optimizer(self.model, run.optim)
+        if run.compile:
+            compile_layers(self.model)
         self.active: set[str] = set()
-        self.wrapped: nn.Module = losses
+        itc = run.objectives.itc
+        over_step = itc is not None and itc.scope is ContrastScope.step
+        self.module: nn.Module = Vectors(losses.model) if over_step else losses
+        self.wrapped = self.module
 
     def __call__(self, step: int, batches: list[tuple[int, Batch]]) -> StepOutput:
         """One update.
@@ -94,15 +105,28 @@ class Step:
             batches: (number of the micro-batch in the step, micro-batch) of this worker, on the device.
         """
         run, model = self.run, self.model
-        progress = step / self.total
         self._enter_phase(active_at(run, step, self.total))
-        alphas = alphas_at(run, progress)
-        model.clamp_temperature()
+        model.scale.clamp()
         if model.teacher is not None:
             model.teacher.update(model.student)
         for group in self.optimizer.param_groups:
             group["lr"] = group["factor"] * learning_rate(step, self.total, run.optim)
 
+        if isinstance(self.module, Vectors):
+            sums, keys = self._backward_over_step(step, batches), []
+        else:
+            sums, keys = self._backward(step, batches)
+        norm = self._update()
+        if model.queue is not None and keys:
+            self._write_queue(step, keys)
+        return StepOutput(sums, norm, (~norm.isfinite()).float())
+
+    def _backward(
+        self, step: int, batches: list[tuple[int, Batch]]
+    ) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor, Tensor]]]:
+        """Gradients of all micro-batches; -> sums of their scalars, and image keys, text keys, image ids of each."""
+        run, progress = self.run, step / self.total
+        alphas, eps = alphas_at(run, progress), itm_eps_at(run.objectives.itm, progress)
         sums: dict[str, Tensor] = {}
         keys: list[tuple[Tensor, Tensor, Tensor]] = []
         for i, (number, batch) in enumerate(batches):
@@ -111,22 +135,22 @@ class Step:
             waits = isinstance(self.wrapped, DistributedDataParallel) and not last
             with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with autocast(run, self.device):
-                    total, terms, image_key, text_key = self.wrapped(
-                        batch, self.active, alphas, itm_eps_at(run.objectives.itm, progress)
-                    )
+                    total, terms, image_key, text_key = self.wrapped(batch, self.active, alphas, eps)
                 (total / len(batches)).backward()
-            _add(sums, "total", total.detach())
-            for name, term in terms.items():
-                _add(sums, name, term.loss.detach())
-                for metric, value in term.metrics.items():
-                    _add(sums, f"{name}/{metric}", value)
+            _add(sums, total.detach(), terms)
             if image_key is not None and text_key is not None:
                 keys.append((image_key.detach(), text_key.detach(), batch.image_id))
+        return sums, keys
 
-        norm = self._update()
-        if model.queue is not None and keys:
-            self._write_queue(step, keys)
-        return StepOutput(sums, norm, (~norm.isfinite()).float())
+    def _backward_over_step(self, step: int, batches: list[tuple[int, Batch]]) -> dict[str, Tensor]:
+        itc = self.run.objectives.itc
+        assert itc is not None
+        seeded = [(step_seed(self.run.seed, step, number), batch) for number, batch in batches]
+        term = backward_over_step(self.run, self.wrapped, self.model, seeded, self.comm)
+        sums: dict[str, Tensor] = {}
+        for _ in batches:
+            _add(sums, itc.weight * term.loss.detach(), {"itc": term})
+        return sums
 
     def _update(self) -> Tensor:
         """Clip and apply; a non-finite gradient is left out by the optimiser itself, on the device."""
@@ -161,9 +185,9 @@ class Step:
         sampled = self.run.schedule.kind is ScheduleKind.sampled
         self.model.trainable_in(set(self.run.objectives.active()) if sampled else active)
         if self.comm.world > 1:
-            self.wrapped = self.losses  # drop the old reducer's hooks before the new one registers its own
+            self.wrapped = self.module  # drop the old reducer's hooks before the new one registers its own
             self.wrapped = DistributedDataParallel(
-                self.losses,
+                self.module,
                 device_ids=[self.device.index] if self.device.type == "cuda" else None,
                 forward_sync_buffers=False,
                 find_unused_parameters=sampled,
@@ -197,5 +221,10 @@ def step_seed(seed: int, step: int, micro_batch: int) -> int:
     return int(np.random.SeedSequence([seed, 3, step, micro_batch]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    sums[name] = sums[name] + value if name in sums else value.clone()
+def _add(sums: dict[str, Tensor], total: Tensor, terms: dict[str, LossTerm]) -> None:
+    values = {"total": total}
+    for name, term in terms.items():
+        values[name] = term.loss.detach()
+        values |= {f"{name}/{metric}": value for metric, value in term.metrics.items()}
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value.clone()

@@ -92,6 +92,7 @@ CALLED = {
     "world": {"w"},
     "vision": {"config"},
     "text": {"config", "limits"},
+    "temperature": {"config"},
     "itc": {"objective", "o"},
     "itm": {"objective", "o"},
     "mlm": {"objective", "o"},

@@ -120,8 +120,6 @@ def test_a_model_that_has_diverged_scores_worst(vocabulary, rows, tokenizer):
 
 @pytest.mark.gpu
 def test_gpu_agrees_with_cpu(vocabulary, rows, tokenizer, alone):
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     scorer = make_scorer(vocabulary, precision="fp32")
     device = torch.device("cuda")
     scorer.model.to(device)

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from simla_ray.config.load import load_run
-from simla_ray.models.checkpoint_io import from_official, from_official_name, load_strict
+from simla_ray.models.checkpoint_io import load_strict
 from simla_ray.models.forward import Needs, Negatives, forward_cross
 from simla_ray.models.model import Model
+from simla_ray.models.official import from_official, from_official_name
 from simla_ray.objectives.contrastive import similarities
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.terms import loss_terms
@@ -64,7 +65,7 @@ def build(folder: Path, dtype: torch.dtype):
         }
     )
     model = Model(run, text["vocab_size"])
-    state = from_official(load_file(folder / "state_step0.safetensors"))
+    state = from_official(load_file(folder / "state_step0.safetensors")).tensors
     state["queue.ids"] = torch.full((meta["queue_size"],), -1)
     load_strict(model, state, folder)
     return meta, run, model.to(dtype).train()
@@ -108,14 +109,14 @@ def pad_index(chosen: torch.Tensor):
 def one_step(model: Model, run, batch: Batch, inputs, values, meta_step):
     """EMA, forward and losses as the official step makes them; recorded picks only where they are tied."""
     objectives, active = run.objectives, set(run.objectives.active())
-    model.clamp_temperature()
+    model.scale.clamp()
     model.teacher.update(model.student)
     needs = Needs.of(objectives, active, has_teacher=True)
     given = Negatives(inputs["neg_image_idx_for_text"].long(), inputs["neg_text_idx_for_image"].long())
     record = forward_cross(model, batch, objectives, needs, given=given)
     alpha = float(inputs["alpha"])
     terms = loss_terms(
-        record, batch, objectives, active - {"psl"}, dict.fromkeys(active, alpha), temperature=model.temperature,
+        record, batch, objectives, active - {"psl"}, dict.fromkeys(active, alpha), scale=model.scale,
         queue=model.queue, codes=batch.codes, cls_id=CLS,
     )  # fmt: skip
     chosen = select_keywords(

@@ -302,13 +302,14 @@ def test_the_record_by_hand():
         close(record.mlm_logits[b], s.text.word_logits(words))
         words = t.text.encode(batch.masked_ids[one], mask[one], Memory(teacher_image[one]))[0, batch.mlm_index[b]]
         close(record.mlm_teacher[b], t.text.word_logits(words))
-        keep = Attentions(want_cls=True)  # teacher weights, unmasked caption, the student's image
+        keep = Attentions(cls_rows=slice(None))  # teacher weights, unmasked caption, the student's image
         t.text.encode(ids[one], mask[one], Memory(image[one]), keep)
         close(record.cls_attention[b], keep.cls[0])
         memory = s.text.embeddings(ids[one])  # of the unmasked caption, student's for both
         for tower, got in ((s, record.mim_logits), (t, record.mim_teacher)):
             tokens = tower.vision(batch.image[one], batch.patch_mask[one])
-            hidden = tower.text.query_with_image(tokens, Memory(memory, mask[one]))
+            at = torch.arange(N)[None]
+            hidden = tower.text.query_with_image(tokens, Memory(memory, mask[one]), at)
             close(got[b], tower.mim_head(hidden[0, 1:][batch.mim_index[b]]))
     close(record.concept_logits, s.concept_head(record.image_vec))
     close(record.concept_teacher, t.concept_head(record.image_key))
@@ -370,8 +371,8 @@ def test_the_temperature_is_clamped():
     assert model.temperature.item() == pytest.approx(0.07)
     for value, expected in ((7.0, 0.5), (-1.0, 0.001), (0.2, 0.2)):
         with torch.no_grad():
-            model.temperature.fill_(value)
-        model.clamp_temperature()
+            model.scale.temperature.fill_(value)
+        model.scale.clamp()
         assert model.temperature.item() == pytest.approx(expected)
 
 

@@ -185,9 +185,9 @@ def test_cls_probabilities_equal_an_explicit_softmax():
 def test_kept_cls_attention_is_the_last_layers_self_attention():
     s = stack().eval()
     x, mask, memory = torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool), Memory(torch.randn(2, 3, 12))
-    keep = Attentions(want_cls=True)
+    keep = Attentions(cls_rows=slice(None))
     s(x, mask, memory, keep)
-    middle = s.layer[0](x, mask, memory, None)
+    middle = s.layer[0](x, x, mask, memory)
     torch.testing.assert_close(keep.cls, s.layer[1].attention.cls_probabilities(middle, mask))
     assert keep.cls.shape == (2, 4, 5) and keep.cross == []
 
@@ -207,10 +207,12 @@ def test_image_queries_get_positions_and_the_embedding_norm():
     text = TextModel(text_config(dropout=0.0), 40, memory_width=16, mlm_head=False).eval()
     tokens, memory = torch.randn(2, 10, 16), Memory(torch.randn(2, 4, 16))
     before = tokens.clone()
-    got = text.query_with_image(tokens, memory)
+    at = torch.tensor([[1, 3], [0, 9]])
+    got = text.query_with_image(tokens, memory, at)
     e = text.embeddings
     by_hand = e.LayerNorm(tokens + e.position_embeddings.weight[:10])
-    torch.testing.assert_close(got, text.encoder(by_hand, None, memory))
+    every = text.encoder(by_hand, None, memory)
+    torch.testing.assert_close(got, every.gather(1, at[:, :, None].expand(-1, -1, 16)))
     assert torch.equal(tokens, before)
 
 

@@ -112,7 +112,7 @@ def run_forward(model: Model, run: Run, batch: Batch, active=None, alpha=0.4, gi
         objectives,
         active,
         dict.fromkeys(active, alpha),
-        temperature=model.temperature,
+        scale=model.scale,
         queue=model.queue,
         codes=batch.codes,
         cls_id=CLS,

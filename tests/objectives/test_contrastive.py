@@ -85,7 +85,10 @@ def test_equals_the_reference(seed, B, Q, alpha, positives):
     queue_ids = rng.integers(-1, 3, Q) if positives and Q else None
     temp = float(rng.uniform(0.05, 0.5))
     term = itc_loss(
-        *tensors(v, t, vk, tk), torch.tensor(temp, dtype=torch.float64), alpha, *tensors(vq, tq, ids, queue_ids)
+        *tensors(v, t, vk, tk),
+        torch.tensor(temp, dtype=torch.float64),
+        alpha,
+        *tensors(vq, tq, ids, None if ids is None else np.concatenate([ids, [] if queue_ids is None else queue_ids])),
     )
     assert term.loss.item() == pytest.approx(reference(v, t, vk, tk, temp, alpha, vq, tq, ids, queue_ids), rel=1e-10)
     assert term.metrics["hard"].item() == pytest.approx(
@@ -100,13 +103,13 @@ def test_same_image_positives_share_the_target():
     log_p = -math.log(1 + math.exp(-2)), -2 - math.log(1 + math.exp(-2))
     shared = -(log_p[0] + log_p[1]) / 2  # both images: half of the target on each caption
     backward = math.log(2)  # both captions see two equal images
-    term = itc_loss(v, t, v, t, torch.tensor(0.2), 0.0, image_id=torch.tensor([7, 7]))
+    term = itc_loss(v, t, v, t, torch.tensor(0.2), 0.0, image_id=torch.tensor([7, 7]), key_id=torch.tensor([7, 7]))
     assert term.loss.item() == pytest.approx((shared + backward) / 2)
     own = -(log_p[0] + log_p[1]) / 2  # diagonal: image 0 gets log_p[0], image 1 log_p[1]; the mean happens to agree
     assert itc_loss(v, t, v, t, torch.tensor(0.2)).loss.item() == pytest.approx((own + backward) / 2)
     queued = itc_loss(  # older keys of the same image take half of each target
         v[:1], t[:1], v[:1], t[:1], torch.tensor(1.0), 0.0, v[:1], torch.tensor([[0.0, 1.0]]), torch.tensor([7]),
-        torch.tensor([7]),
+        torch.tensor([7, 7]),
     )  # fmt: skip
     i2t = -(math.log(math.e / (math.e + 1)) + math.log(1 / (math.e + 1))) / 2
     assert queued.loss.item() == pytest.approx((i2t + math.log(2)) / 2)

@@ -73,7 +73,7 @@ def test_psl_reaches_concept_head_projection_and_vit_and_nothing_of_the_text(ful
 def test_itc_reaches_both_towers_and_the_temperature(full):
     model, *_, terms = full
     names = reached(model, terms["itc"].loss)
-    assert {"temperature", "student.vision_proj.weight", "student.text_proj.weight"} <= names
+    assert {"scale.temperature", "student.vision_proj.weight", "student.text_proj.weight"} <= names
     assert "student.text.embeddings.word_embeddings.weight" in names
     assert "student.vision.vit.patch_embed.proj.weight" in names
     assert not {n for n in names if "crossattention" in n or "mask_token" in n or "text.cls." in n}
@@ -83,7 +83,7 @@ def test_itc_reaches_both_towers_and_the_temperature(full):
 def test_only_itc_moves_the_temperature(full):
     model, *_, terms = full
     for name in NAMES:
-        assert ("temperature" in reached(model, terms[name].loss)) == (name == "itc"), name
+        assert ("scale.temperature" in reached(model, terms[name].loss)) == (name == "itc"), name
 
 
 def test_itm_reaches_the_vit_and_no_projection(full):

@@ -4,7 +4,8 @@ import pytest
 
 from simla_ray.config.load import load_run
 from simla_ray.errors import UserError
-from simla_ray.orchestration.manifest import check_data, fallbacks, licenses
+from simla_ray.orchestration.cluster import Cluster
+from simla_ray.orchestration.manifest import check_data, fallbacks, licenses, write_manifest
 from simla_ray.orchestration.prepare import Prepared, build_indexes
 
 
@@ -32,3 +33,13 @@ def test_licences_and_what_is_not_as_published(tmp_path, run, vocabulary):
     assert not any("codes" in f for f in fallbacks(load_run(overrides=["objectives.mim=null"])))
     base = load_run(overrides=["size=base", "codes.kind=dvae", "codes.source=encoder.pkl"])
     assert fallbacks(base) == []
+
+
+def test_what_a_run_started_from_outlives_its_first_leg(tmp_path, run, vocabulary):
+    prepared, cluster = Prepared(tmp_path, build_indexes(run), vocabulary), Cluster(True, "local", 1, 2, 0, None)
+    write_manifest(tmp_path, run, prepared, cluster)
+    assert "start" not in json.loads((tmp_path / "manifest.json").read_text())
+    start = {"name": "first", "notes": [], "manifest": {"licenses": ["CC-BY-4.0"]}}
+    write_manifest(tmp_path, run, prepared, cluster, start)
+    write_manifest(tmp_path, run, prepared, cluster)
+    assert json.loads((tmp_path / "manifest.json").read_text())["start"] == start

@@ -182,8 +182,8 @@ def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, on
     run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "next", 1), f"init_from={source}", "seed=1"]))
     prepared = prepare(run, tmp_path / "prepared", 1)
     model = build_losses(run, prepared, torch.device("cpu")).model
-    _, trained, checkpoint = load_trained(source)
-    assert json.loads((checkpoint / "state.json").read_text())["step"] == summary["best_step"]
+    _, trained, vocabulary_folder = load_trained(source)
+    assert json.loads((vocabulary_folder.parent / "state.json").read_text())["step"] == summary["best_step"]
     for name, tensor in trained.student.state_dict().items():
         assert torch.equal(model.student.state_dict()[name], tensor), name
         assert torch.equal(model.teacher.master.state_dict()[name], tensor), name

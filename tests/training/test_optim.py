@@ -31,7 +31,7 @@ TABLES = {
     "student.vision.mask_token",
     "student.text.embeddings.word_embeddings.weight",
     "student.text.embeddings.position_embeddings.weight",
-    "temperature",
+    "scale.temperature",
 }
 
 
@@ -59,7 +59,7 @@ def test_the_teacher_is_not_trained():
 
 def test_factors_belong_to_temperature_and_concept_head():
     _, found = groups(temperature_lr_factor=0.02, concept_lr_factor=3.0)
-    assert found.pop("temperature")[1] == 0.02
+    assert found.pop("scale.temperature")[1] == 0.02
     assert found.pop("student.concept_head.weight")[1] == 3
     assert found.pop("student.concept_head.bias")[1] == 3
     assert {factor for _, factor in found.values()} == {1.0}

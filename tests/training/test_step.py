@@ -180,7 +180,7 @@ def test_one_update_is_adamw_at_the_steps_learning_rate():
     before = {n: p.detach().clone() for n, p in step.model.named_parameters()}
     step(1, batches(0))
     lr = 0.01 + 0.09 * 2 / 4
-    for name, decay, factor in (("student.vision_proj.weight", 0.5, 1.0), ("temperature", 0.0, 0.02)):
+    for name, decay, factor in (("student.vision_proj.weight", 0.5, 1.0), ("scale.temperature", 0.0, 0.02)):
         g = seen[name]
         expected = before[name] * (1 - lr * decay) - lr * factor * g / (g.abs() + 1e-8)
         torch.testing.assert_close(dict(step.model.named_parameters())[name].detach(), expected, atol=1e-6, rtol=1e-4)
@@ -269,7 +269,7 @@ def test_the_temperature_is_clamped_before_the_forward():
     step = make_step(make_run(("itc",)))
     for value, expected in ((3.0, 0.5), (-2.0, 0.001)):
         with torch.no_grad():
-            step.model.temperature.fill_(value)
+            step.model.scale.temperature.fill_(value)
         out = step(0, batches(0))
         assert out.sums["itc/temperature"].item() == pytest.approx(expected)
 
