@@ -61,7 +61,7 @@ def forward_dual(model: Model, batch: Batch) -> Record:
     """Two towers that never see each other: the unit vectors of both, which are their own keys."""
     student = model.student
     image = student.image_vector(student.vision(batch.image))
-    text = student.text_vector(student.text.encode_cls(batch.token_ids, batch.token_mask))
+    text = student.text_vector(_language(student.text, batch, cls=True).cls)
     return Record(image_vec=image, text_vec=text, image_key=image, text_key=text)
 
 
@@ -89,18 +89,16 @@ def forward_cross(
     image_tokens, masked_tokens = _vision(student.vision, batch, clean=clean_images, masked=needs.mim)
     if needs.text_only or needs.psl:
         record.image_vec = student.image_vector(image_tokens)
-    text_cls, clean, masked = _language(
-        student.text,
-        batch,
-        cls=needs.text_only,
-        clean=needs.itm or needs.psl_attention is Side.student,
-        masked=needs.mlm,
-    )
+    starts = _language(
+        student.text, batch, cls=needs.text_only, masked=needs.mlm,
+        clean=needs.itm or needs.mim or needs.psl_attention is Side.student,
+    )  # fmt: skip
     if needs.text_only:
-        record.text_vec = student.text_vector(text_cls)
+        record.text_vec = student.text_vector(starts.cls)
 
     # Teacher towers.
-    teacher_tokens = teacher_masked = teacher_clean_text = teacher_masked_text = None
+    teacher_tokens = teacher_masked = None
+    teacher_starts = Starts()
     if model.teacher is None:
         record.image_key, record.text_key = record.image_vec, record.text_vec
     else:
@@ -109,14 +107,14 @@ def forward_cross(
             teacher_tokens, teacher_masked = _vision(
                 towers.vision, batch, clean=needs.teacher_image, masked=needs.mim_teacher
             )
-            text_cls, teacher_clean_text, teacher_masked_text = _language(
-                towers.text, batch, cls=needs.text_only, clean=needs.psl_attention is Side.teacher,
-                masked=needs.mlm_teacher,
+            teacher_starts = _language(
+                towers.text, batch, cls=needs.text_only, masked=needs.mlm_teacher,
+                clean=needs.psl_attention is Side.teacher,
             )  # fmt: skip
             if needs.text_only or needs.psl_recommend:
                 record.image_key = towers.image_vector(teacher_tokens)
             if needs.text_only:
-                record.text_key = towers.text_vector(text_cls)
+                record.text_key = towers.text_vector(teacher_starts.cls)
 
     # Negatives of ITM: student queries against keys of this micro-batch.
     if needs.itm:
@@ -131,11 +129,12 @@ def forward_cross(
     if needs.itm or needs.mlm:
         mask, parts, masks, reads, keep = batch.token_mask, [], [], [], Attentions()
         if needs.mlm:
-            parts, masks = [masked], [mask]
+            parts, masks = [starts.masked], [mask]
             every = torch.arange(mask.shape[1], device=mask.device).expand(B, -1)
             reads = [Read(slice(0, B), every if needs.mlm_grid else batch.mlm_index)]
         if needs.itm:
             negative, first = record.negative_text, len(parts) * B
+            clean = starts.clean
             assert clean is not None and negative is not None
             parts += [clean, clean.index_select(0, negative), clean]
             masks += [mask, mask.index_select(0, negative), mask]
@@ -156,16 +155,15 @@ def forward_cross(
 
     # Teacher: MLM over its own image tokens, keywords over the student's (official), in one call.
     _teacher_text_passes(
-        model, batch, objectives, needs, record, image_tokens, teacher_tokens, clean, teacher_clean_text,
-        teacher_masked_text,
+        model, batch, objectives, needs, record, image_tokens, teacher_tokens, starts, teacher_starts
     )  # fmt: skip
 
     # Image queries over the text: the embedding layer's output is the memory, not the language encoder's.
     if needs.mim:
         assert objectives.mim is not None and masked_tokens is not None
         C = len(masked_tokens)
-        ids, mask = batch.token_ids[:C], batch.token_mask[:C]
-        text = student.text.embeddings(ids)
+        words, mask = starts.clean[:C], batch.token_mask[:C]  # type: ignore[index]
+        text = student.text.embeddings.finish(words)
         patches = batch.mim_index + 1  # the class token comes first
         record.mim_logits = student.mim_head(student.text.query_with_image(masked_tokens, Memory(text, mask), patches))
         if needs.mim_teacher:
@@ -173,9 +171,9 @@ def forward_cross(
             with torch.no_grad():
                 source = objectives.mim.teacher_text
                 if source is MimTeacherText.student_redraw:
-                    text = student.text.embeddings(ids)
+                    text = student.text.embeddings.finish(words)
                 elif source is MimTeacherText.teacher:
-                    text = model.keys.text.embeddings(ids)
+                    text = model.keys.text.embeddings(batch.token_ids[:C])
                 text = text.detach().to(teacher_masked.dtype)
                 hidden = model.keys.text.query_with_image(teacher_masked, Memory(text, mask), patches)
                 record.mim_teacher = model.keys.mim_head(hidden)
@@ -200,27 +198,45 @@ def _vision(tower, batch: Batch, *, clean: bool, masked: bool) -> tuple[Tensor |
     return (tower(batch.image) if clean else None), None
 
 
-def _language(
-    text: TextModel, batch: Batch, *, cls: bool, clean: bool, masked: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The language encoder's [CLS] (B, 1, D), and what the fused passes start from, of clean and of masked captions.
+@dataclass
+class Starts:
+    """What text passes start from: the language encoder's [CLS] (B, 1, D), and the starts of fused passes (B, L, D).
 
-    With fusion in every layer that start is the ids (B, L), which each pass embeds itself; with fusion in the upper
-    half it is the language encoder's states (B, L, D), of clean and masked captions in one call.
+    With fusion in every layer a start is the words' vectors, to which each pass adds positions and its own dropout;
+    with fusion in the upper half it is the language encoder's states.
     """
-    ids, mask = batch.token_ids, batch.token_mask
-    if not text.split or not (clean or masked):
-        return (text.encode_cls(ids, mask) if cls else None), (ids if clean else None), batch.masked_ids
-    wanted = ([ids] if clean or cls else []) + ([batch.masked_ids] if masked else [])
-    states = text.encode(torch.cat(wanted), mask.repeat(len(wanted), 1)).split(len(ids))
-    first = states[0] if clean or cls else None
-    return (first[:, :1] if first is not None else None), first, (states[-1] if masked else None)
+
+    cls: Tensor | None = None
+    clean: Tensor | None = None
+    masked: Tensor | None = None
+
+
+def _language(text: TextModel, batch: Batch, *, cls: bool, clean: bool = False, masked: bool = False) -> Starts:
+    """Text alone, of clean and masked captions. One look-up for all: each has a gradient of the vocabulary's size.
+
+    ``cls``: [CLS] of the clean caption.
+    """
+    mask, starts = batch.token_mask, Starts()
+    ids = ([batch.token_ids] if cls or clean else []) + ([batch.masked_ids] if masked else [])
+    if not ids:
+        return starts
+    parts = text.embeddings.word_embeddings(torch.cat(ids)).split(len(mask))
+    if text.split and (clean or masked):  # the lower half reads clean and masked captions in one call
+        states = text.embeddings.finish(torch.cat(parts))
+        parts = text.encoder(states, mask.repeat(len(ids), 1), layers=text.language_layers).split(len(mask))
+        starts.cls = parts[0][:, :1] if cls else None
+    elif cls:
+        states = text.embeddings.finish(parts[0])
+        (starts.cls,) = text.encoder(states, mask, reads=[read_cls(mask)], layers=text.language_layers)
+    starts.clean = parts[0] if clean else None
+    starts.masked = parts[-1] if masked else None
+    return starts
 
 
 def _enter(text: TextModel, parts: list[Tensor | None]) -> Tensor:
-    """Starts of fused passes, as ``_language`` gave them, in one tensor (n, L, D)."""
+    """The starts of fused passes in one tensor (n, L, D), as the first fusion layer takes them."""
     start = torch.cat(parts)  # type: ignore[arg-type]
-    return start if text.split else text.embeddings(start)
+    return start if text.split else text.embeddings.finish(start)
 
 
 def _draw_negatives(model: Model, batch: Batch, record: Record, itm: Itm, eps: float) -> tuple[Tensor, Tensor]:
@@ -247,11 +263,10 @@ def _teacher_text_passes(
     record: Record,
     image_tokens: Tensor | None,
     teacher_tokens: Tensor | None,
-    clean: Tensor | None,
-    teacher_clean: Tensor | None,
-    teacher_masked: Tensor | None,
+    starts: Starts,
+    teacher_starts: Starts,
 ) -> None:
-    """Fill ``mlm_teacher`` and ``cls_attention``. The last three: starts of text passes, see ``_language``."""
+    """Fill ``mlm_teacher`` and ``cls_attention``."""
     keywords = needs.psl_attention is not None and record.cls_attention is None
     if not (needs.mlm_teacher or keywords):
         return
@@ -259,7 +274,11 @@ def _teacher_text_passes(
     with torch.no_grad():
         parts, images, reads, keep = [], [], [], Attentions()
         if needs.mlm_teacher:
-            parts, images, reads = [teacher_masked], [teacher_tokens], [Read(slice(0, B), batch.mlm_index, slice(0, B))]
+            parts, images, reads = (
+                [teacher_starts.masked],
+                [teacher_tokens],
+                [Read(slice(0, B), batch.mlm_index, slice(0, B))],
+            )
         if keywords:
             assert objectives.psl is not None
             source = image_tokens
@@ -268,11 +287,11 @@ def _teacher_text_passes(
             if needs.psl_attention is Side.student:  # without ITM there is no student pass to read the attention from
                 keep.cls_rows = slice(0, B)
                 student = model.student.text
-                student.fuse(_enter(student, [clean]), mask, Memory(source), [], keep)  # type: ignore[arg-type]
+                student.fuse(_enter(student, [starts.clean]), mask, Memory(source), [], keep)  # type: ignore[arg-type]
                 record.cls_attention, keep = keep.cls, Attentions()
             else:
                 keep.cls_rows = slice(len(parts) * B, (len(parts) + 1) * B)
-                parts.append(teacher_clean)
+                parts.append(teacher_starts.clean)
                 images.append(source)
         if not parts:
             return

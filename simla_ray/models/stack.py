@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from simla_ray.models.dropout import Dropout, attend_with_dropout, cheap_on, scaled_products
+
 LAYER_NORM_EPS = 1e-12
 
 
@@ -157,10 +159,10 @@ class Residual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width_in, width)
         self.LayerNorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+        return self.LayerNorm(self.dropout.add(self.dense(x), residual))
 
 
 class Attention(nn.Module):
@@ -215,12 +217,14 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Attentions | None
     ) -> Tensor:
         allowed = mask[:, None, None, :] if mask is not None else None
-        if keep is None:
-            dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout if self.training else 0.0
+        by_hand = dropout > 0 and cheap_on(query)  # torch has no fused attention with dropout on a CPU
+        if keep is None and not by_hand:
             return F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout)
         probabilities = _probabilities(query, key, allowed)
-        keep.cross.append(probabilities)
-        return probabilities @ value
+        if keep is not None:
+            keep.cross.append(probabilities)
+        return attend_with_dropout(probabilities, value, dropout) if by_hand else probabilities @ value
 
     @torch.no_grad()
     def cls_probabilities(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -233,7 +237,7 @@ class Attention(nn.Module):
 
 
 def _probabilities(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    scores = scaled_products(query, key.transpose(-1, -2), 1 / math.sqrt(query.shape[-1]))
     if allowed is not None:
         scores = scores.masked_fill(~allowed, float("-inf"))
     return scores.softmax(-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from simla_ray.config.enums import Fusion
 from simla_ray.config.schema import Text
+from simla_ray.models.dropout import Dropout
 from simla_ray.models.stack import LAYER_NORM_EPS, Attentions, Memory, Read, Stack
 
 
@@ -36,22 +37,16 @@ class TextModel(nn.Module):
 
     def encode(self, ids: Tensor, mask: Tensor, memory: Memory | None = None, keep: Attentions | None = None) -> Tensor:
         """ids (B, L), mask (B, L) -> (B, L, D): the language encoder, or with a memory the multimodal one."""
-        if memory is None:
-            return self.encoder(self.embeddings(ids), mask, layers=self.language_layers)
-        return self.encoder(self.fusion_input(ids, mask), mask, memory, keep, layers=self.fusion_layers)
-
-    def encode_cls(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids (B, L), mask (B, L) -> (B, 1, D): the language encoder's [CLS] alone."""
-        return self.encoder(self.embeddings(ids), mask, reads=[read_cls(mask)], layers=self.language_layers)[0]
-
-    def fusion_input(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """What the multimodal encoder starts from, (B, L, D)."""
-        return self.encode(ids, mask) if self.split else self.embeddings(ids)
+        states = self.embeddings(ids)
+        if memory is None or self.split:
+            states = self.encoder(states, mask, layers=self.language_layers)
+        return states if memory is None else self.encoder(states, mask, memory, keep, layers=self.fusion_layers)
 
     def fuse(
         self, states: Tensor, mask: Tensor, memory: Memory, reads: list[Read], keep: Attentions | None = None
     ) -> list[Tensor]:
-        """The multimodal encoder over ``fusion_input``'s states; of its last layer only what is read."""
+        """The multimodal encoder over states (B, L, D): embedded text, or with fusion in the upper half what the
+        language encoder gave. Of its last layer only what is read."""
         return self.encoder(states, mask, memory, keep, reads, self.fusion_layers)
 
     def query_with_image(self, image_tokens: Tensor, memory: Memory, at: Tensor) -> Tensor:
@@ -81,7 +76,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(vocab_size, config.width, padding_idx=0)
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.finish(self.word_embeddings(ids))

@@ -49,9 +49,14 @@ def itc_loss(
     The gradient reaches the temperature through s only.
     """
     B = len(image)
-    s_i2t = similarities(image, text_key, text_queue, temperature)
-    s_t2i = similarities(text, image_key, image_queue, temperature)
     own = torch.arange(first, first + B, device=image.device)
+    images, texts = image, text
+    if alpha > 0:  # the teacher's vectors ask the same keys, and a queue is read once for both
+        images = torch.cat([image, image_key[first : first + B].detach()])
+        texts = torch.cat([text, text_key[first : first + B].detach()])
+    s_i2t = similarities(images, text_key, text_queue, temperature)
+    s_t2i = similarities(texts, image_key, image_queue, temperature)
+    (s_i2t, *soft_i2t), (s_t2i, *soft_t2i) = s_i2t.split(B), s_t2i.split(B)
     log_i2t, log_t2i = s_i2t.log_softmax(1), s_t2i.log_softmax(1)
     if image_id is None:
         hard_loss = -(log_i2t.gather(1, own[:, None]).mean() + log_t2i.gather(1, own[:, None]).mean()) / 2
@@ -62,10 +67,7 @@ def itc_loss(
         hard_loss = -((hard * log_i2t).sum(1).mean() + (hard * log_t2i).sum(1).mean()) / 2
     loss = hard_loss
     if alpha > 0:
-        with torch.no_grad():
-            image_own, text_own = image_key[first : first + B], text_key[first : first + B]
-            q_i2t = similarities(image_own, text_key, text_queue, temperature).softmax(1)
-            q_t2i = similarities(text_own, image_key, image_queue, temperature).softmax(1)
+        q_i2t, q_t2i = soft_i2t[0].detach().softmax(1), soft_t2i[0].detach().softmax(1)
         soft_loss = -((q_i2t * log_i2t).sum(1).mean() + (q_t2i * log_t2i).sum(1).mean()) / 2
         loss = (1 - alpha) * hard_loss + alpha * soft_loss
     accuracy = ((s_i2t.argmax(1) == own).float().mean() + (s_t2i.argmax(1) == own).float().mean()) / 2

@@ -156,12 +156,12 @@ class Step:
         """Clip and apply; a non-finite gradient is left out by the optimiser itself, on the device."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if self.run.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.run.optim.clip, norm)
-        # AdamW's own switch for gradient scaling: with found_inf set, parameters, moments and counters stay as they
-        # are.
+        # AdamW's own switches for gradient scaling: it divides the gradients as it reads them, which spares clipping a
+        # pass over all of them, and with found_inf set parameters, moments and counters stay as they are.
+        clip = self.run.optim.clip
+        scale = ((norm + 1e-6) / clip).clamp(min=1.0).float() if clip is not None else None
+        self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
         self.optimizer.found_inf = (~norm.isfinite()).float().to(self.device)  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()

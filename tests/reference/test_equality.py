@@ -158,6 +158,7 @@ STEPS = {
 @pytest.mark.parametrize(("micro", "changes"), STEPS.values(), ids=STEPS)
 def test_three_steps_leave_the_same_weights_teacher_and_queue(micro, changes):
     run = make_run(**changes, batch__global=micro * B)
+    rel = 1e-9 if run.optim.clip is None else 1e-6  # the fused optimiser takes its clipping factor in float32
     ours, theirs = lively(run), lively(run)
     step = Step(run, Losses(run, ours, None, CLS, None), 10, Comm(), CPU)
     reference = UnfusedStep(run, Unfused(run, theirs, None, CLS), 10, CPU)
@@ -165,11 +166,11 @@ def test_three_steps_leave_the_same_weights_teacher_and_queue(micro, changes):
     for number in range(3):
         batches = [(i, make_batch(10 * number + i)) for i in range(micro)]
         out, found = step(number, batches), reference(number, batches)
-        assert found["grad_norm"] == pytest.approx(out.grad_norm.item(), rel=1e-9)
+        assert found["grad_norm"] == pytest.approx(out.grad_norm.item(), rel=rel)
         assert set(found) == {"grad_norm", "total", *run.objectives.active()}
         for name in set(found) - {"grad_norm"}:
-            assert found[name] == pytest.approx(out.sums[name].item() / micro, rel=1e-9), name
+            assert found[name] == pytest.approx(out.sums[name].item() / micro, rel=rel), name
     for name, tensor in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=1e-8, atol=1e-9, msg=name)
+        torch.testing.assert_close(ours.state_dict()[name], tensor, rtol=10 * rel, atol=rel, msg=name)
     moved = [n for n, t in theirs.state_dict().items() if not torch.equal(t, start[n])]
     assert len(moved) > 0.8 * len(start)
