@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from simla_ray.config.enums import Method
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data.sources import read_column
 from simla_ray.errors import UserError
@@ -75,6 +76,11 @@ def check_data(folder: Path, run: Run, prepared: Prepared) -> None:
 def fallbacks(run: Run) -> list[str]:
     """What in this run is not the method as published."""
     found = []
+    if run.method in (Method.clip, Method.siglip):
+        found.append("towers: timm's ViT and the text model of the other methods, read at [CLS], in place of CLIP's")
+        if run.text.vocab == "train":
+            found.append("vocabulary: trained on the captions in place of CLIP's")
+        return found
     if "mim" in run.objectives.active() and run.codes.kind is not CodesKind.dvae:
         found.append(f"visual codes: {run.codes.n} {run.codes.kind} codes in place of DALL-E's 8192")
     if run.init_from is not None:

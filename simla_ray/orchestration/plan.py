@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from simla_ray.config.enums import ContrastScope
 from simla_ray.config.schema import Run
 from simla_ray.models.model import Model
 
@@ -17,9 +18,11 @@ def plan(run: Run, rows: int, total: int) -> list[str]:
         model = Model(run.model_copy(update={"vision": run.vision.model_copy(update={"pretrained": False})}), vocab)
     trained = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("teacher."))
     pairs = total * run.batch.global_
+    whole_step = run.objectives.itc is not None and run.objectives.itc.scope is ContrastScope.step
+    negatives = (run.batch.global_ if whole_step else run.batch.micro) - 1 + run.queue
     return [
         f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on "
-        f"each of {run.ray.workers} workers; {run.batch.micro - 1 + run.queue} negatives per query",
+        f"each of {run.ray.workers} workers; {negatives} negatives per query",
         f"steps      {total} = {pairs} pairs = {pairs / rows:.1f} epochs of {rows} rows",
         f"objectives {' '.join(f'{name}*{o.weight:g}' for name, o in on.items())}; schedule {run.schedule.kind}",
         f"weights    {trained / 1e6:.2f} M trained{'' if run.teacher is None else ', as many in the teacher'}",

@@ -49,6 +49,12 @@ def test_dry_run_says_the_plan_and_trains_nothing(capsys, world_files, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_two_towers_say_their_negatives_and_what_is_not_clips(capsys, world_files):
+    assert cli.pretrain_main(["--dry-run", "--method", "clip", *files(world_files)]) == 0
+    out = capsys.readouterr().out
+    assert "63 negatives per query" in out and "in place of CLIP's" in out and "DeiT" not in out
+
+
 def test_words_are_not_taken_for_folders_of_that_name(tmp_path, world_files):
     (tmp_path / "train").mkdir()
     (tmp_path / "en").mkdir()

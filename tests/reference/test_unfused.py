@@ -1,6 +1,5 @@
 """The plain reference alone: recorded numbers, the official cost, and what it must not save."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -12,11 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Itm
-from simla_ray.models.checkpoint_io import load_strict
 from simla_ray.models.forward import Negatives
 from simla_ray.models.model import Model
-from simla_ray.models.official import from_official, from_official_name
+from simla_ray.models.official import from_official_name
 from simla_ray.types import Batch
+from tests.golden import test_albef
 from tests.golden import test_simla as golden
 from tests.models.toy import CLS, NAMES, B, make_batch, make_model, make_run
 from tests.reference import Unfused, UnfusedStep, losses
@@ -77,38 +76,14 @@ def test_the_reference_alone_reproduces_the_official_step(name, sdpa, monkeypatc
     golden.compare_gradients(0, meta, model, values, 1e-9)
 
 
-def albef(folder):
-    """The recorded ALBEF step: meta, inputs, values, run, fp64 model with the teacher moved."""
-    meta = json.loads((folder / "meta.json").read_text())
-    text, vision = meta["text_config"], meta["vision_config"]
-    run = load_run(
-        overrides={
-            "method": "albef",
-            "variant": "official",
-            "size": "base",
-            "vision.pretrained": False,
-            **{f"vision.{name}": vision[name] for name in ("image_px", "patch_px", "depth")},
-            **{"vision.width": vision["embed_dim"], "vision.heads": vision["num_heads"]},
-            **{"text.width": text["hidden_size"], "text.depth": text["num_hidden_layers"]},
-            **{"text.heads": text["num_attention_heads"], "text.ffn": text["intermediate_size"]},
-            **{"text.max_positions": text["max_position_embeddings"], "text.max_tokens": 16, "text.dropout": 0.0},
-            **{"joint_width": meta["joint_width"], "queue": meta["queue_size"]},
-            **{"batch.micro": meta["batch"], "batch.global": meta["batch"], "ray.workers": 1},
-        }
-    )
-    model = Model(run, text["vocab_size"]).double().train()
-    state = from_official({n: t.double() for n, t in load_file(folder / "state_step0.safetensors").items()}).tensors
-    load_strict(model, state | {"queue.ids": torch.full((meta["queue_size"],), -1)}, folder)
-    move_teacher(model.teacher.master, model.student, run.teacher.m)
-    return run, model, *(load_file(folder / f"step0_{name}.safetensors") for name in ("inputs", "values"))
-
-
 @pytest.mark.parametrize("sdpa", [False, True], ids=["written", "sdpa"])
 def test_the_reference_alone_reproduces_the_official_albef_step(sdpa):
-    folders = [folder / "albef_tiny" for folder in golden.FOLDERS if (folder / "albef_tiny").is_dir()]
-    if not folders:
+    if not test_albef.SETS:
         pytest.skip("no golden set of ALBEF")
-    run, model, inputs, values = albef(folders[0])
+    folder = next(iter(test_albef.SETS.values()))
+    _, run, model, _ = test_albef.build(folder, torch.float64)
+    move_teacher(model.teacher.master, model.student, run.teacher.m)
+    inputs, values = (load_file(folder / f"step0_{name}.safetensors") for name in ("inputs", "values"))
     masked = torch.zeros(4, 9)  # there are no masked images
     batch = golden.make_batch(inputs | {"masked_visual_token_pos": masked, "visual_token_ids": masked}, torch.float64)
     given = Negatives(inputs["neg_image_idx_for_text"].long(), inputs["neg_text_idx_for_image"].long())

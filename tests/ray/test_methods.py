@@ -1,0 +1,59 @@
+"""Other methods as whole runs through Ray: what they train, what they measure, what they leave out."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from simla_ray.config.load import load_run
+from simla_ray.data import world
+from simla_ray.jsonl import read_lines
+from simla_ray.orchestration.launch import pretrain
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def start(ray_session, tmp_path_factory, world_rows):
+    """-> a function that runs a method and gives its folder and summary."""
+    folder = tmp_path_factory.mktemp("methods")
+    for split in ("train", "val"):
+        pq.write_table(pa.Table.from_pylist(world_rows[split], schema=world.SCHEMA), folder / f"{split}.parquet")
+
+    def run(method: str, workers: int):
+        name = f"{method}-{workers}"
+        settings = [
+            f"method={method}", f"name={name}", f"storage={folder}", f"data.train=[{folder}/train.parquet]",
+            f"data.val=[{folder}/val.parquet]", "batch.micro=8", "batch.global=16", f"ray.workers={workers}",
+            "text.dropout=0.1", "vision.width=32", "text.width=32", "text.ffn=64", "joint_width=16",
+            "optim.warmup_steps=2", "optim.max_steps=6", "checkpoint.every_steps=3", "eval.every_steps=3",
+            "eval.batches=2", "eval.pairs=24", "eval.rerank_top_k=4", "log.every_steps=1", "ray.device=cpu",
+        ]  # fmt: skip
+        summary = pretrain(load_run(overrides=settings), lambda _: None)
+        return folder / name, summary
+
+    return run
+
+
+def losses(folder):
+    return [line["losses"] for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("method", ["clip", "siglip"])
+def test_two_towers_contrast_the_whole_step_at_any_number_of_workers(start, method):
+    (one, summary), (two, _) = start(method, 1), start(method, 2)
+    assert len(losses(one)) == 6
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert a.keys() == b.keys() == {"itc", "total"}
+        assert b["itc"] == pytest.approx(a["itc"], rel=1e-5)
+    assert set(summary["eval"]) == {"retrieval"} and "itm" not in summary["eval"]["retrieval"]
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert "kmeans" not in json.dumps(manifest["label"]) and (one / "report.html").is_file()
+
+
+def test_albef_measures_what_it_has(start):
+    folder, summary = start("albef", 2)
+    assert all(set(step) <= {"itc", "itm", "mlm", "total"} for step in losses(folder))
+    assert {"retrieval", "match", "grounding", "words"} <= set(summary["eval"]) and "keywords" not in summary["eval"]
+    assert not (folder / "prepared" / "codes.safetensors").exists()
