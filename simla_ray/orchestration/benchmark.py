@@ -54,7 +54,7 @@ def _overhead(arguments: argparse.Namespace) -> str:
     from simla_ray.report.speed import overhead_lines
 
     rounds = _whole(arguments, "rounds")
-    result = measure_overhead(_device(arguments.device), 10 if rounds is None else rounds, _say(arguments))
+    result = measure_overhead(_device(arguments.device), 20 if rounds is None else rounds, _say(arguments))
     return json.dumps(result) if arguments.json else f"\n{overhead_lines(result)}"
 
 
@@ -83,13 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     step = commands.add_parser(
         "step",
         help="our step against an unfused one, against other methods, and with single savings undone",
-        description="Time our step and others in turn, count their FLOPs, and look where the time goes. Without options "
-        "a few minutes: ViT-S/16 on a CPU, ViT-B/16 on a GPU.",
+        description="Time our step and others in turn, count their FLOPs, and look where the time goes. By default "
+        "ViT-S/16 on a CPU, which takes about six minutes, and ViT-B/16 on a GPU.",
     )
     step.add_argument("--shape", help="cpu (ViT-S/16 at 224 px), base (ViT-B/16 at 256 px) or tiny (seconds)")
     step.add_argument("--batch", metavar="N", help="pairs per step (default: 4 on a CPU, 64 on a GPU; tiny: 32)")
     step.add_argument("--image-px", metavar="N", help="side of an image in pixels")
-    step.add_argument("--steps", metavar="N", help="rounds that count (default: 5, 2 with savings undone; on a GPU 20)")
+    step.add_argument("--steps", metavar="N", help="rounds that count (default: 5, 3 with savings undone; on a GPU 20)")
     step.add_argument("--compile", action="store_true", help="torch.compile our layers")
     step.add_argument("--only", metavar="A,B", help="parts of reference,methods,savings")
     overhead = commands.add_parser(
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what Ray Train and the training loop add to a step",
         description="Alternate bare steps and the loop of a real run inside one Ray Train worker, with the same steps.",
     )
-    overhead.add_argument("--rounds", metavar="N", help="blocks of bare steps and of the loop's (default: 10)")
+    overhead.add_argument("--rounds", metavar="N", help="blocks of bare steps and of the loop's (default: 20)")
     for command in (step, overhead):
         command.add_argument("--device", default="auto", help="auto, cpu or gpu")
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from simla_ray.config.schema import Run
+from simla_ray.config.schema import Run, TeacherMode
 from simla_ray.models.forward import Negatives
 from simla_ray.models.model import Model
 from simla_ray.training.measure import CLS_ID
@@ -24,7 +24,13 @@ class PlainReference:
     savings = SAVINGS
 
     def step(self, run: Run, model: Model, total_steps: int, device: torch.device, *, fast: bool) -> UnfusedStep:
-        """One optimiser step; ``fast`` under bfloat16 autocast and with fused attention."""
+        """One optimiser step; ``fast`` under bfloat16 autocast and with fused attention.
+
+        The teacher keeps its dropout on, as the official one does.
+        """
+        if model.teacher is not None:
+            model.teacher.mode = TeacherMode.train
+            model.train()
         return UnfusedStep(run, Unfused(run, model, None, CLS_ID, sdpa=fast), total_steps, device, autocast=fast)
 
     def total(self, run: Run, model: Model, batch: Batch) -> Tensor:
