@@ -148,14 +148,15 @@ def _against_itself(
     for saving in reference.savings:
         if saving.device in (None, workshop.device.type):
             contenders[f"without {saving.name}"] = workshop.undone(saving, run, eager)
-    return _measured(contenders, plan.steps or (20 if workshop.gpu else 3), workshop, say, inside=workshop.gpu)
+    return _measured(contenders, plan.steps or (20 if workshop.gpu else 2), workshop, say, inside=workshop.gpu)
 
 
 def _measured(
     contenders: Mapping[str, Contender], rounds: int, workshop: Workshop, say: Callable[[str], None], *, inside: bool
 ) -> list[dict[str, Any]]:
     """Rows of ``--json``; ``inside``: profile each contender, too."""
-    times = measure.interleaved(contenders, rounds, workshop.device, say, warm_up=3 if workshop.gpu else 1)
+    # With several models in one process our step was a fifth slower in the second round than in later ones.
+    times = measure.interleaved(contenders, rounds, workshop.device, say, warm_up=2 if inside else 1)
     rows = []
     for name, contender in contenders.items():
         seconds, ratio = Spread.of(times[name]), Spread.of_ratio(times[name], times[OURS])
