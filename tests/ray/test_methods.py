@@ -47,7 +47,7 @@ def test_two_towers_contrast_the_whole_step_at_any_number_of_workers(start, meth
     for a, b in zip(losses(one), losses(two), strict=True):
         assert a.keys() == b.keys() == {"itc", "total"}
         assert b["itc"] == pytest.approx(a["itc"], rel=1e-5)
-    assert set(summary["eval"]) == {"retrieval"} and "itm" not in summary["eval"]["retrieval"]
+    assert set(summary["eval"]) == {"data", "retrieval"} and "itm" not in summary["eval"]["retrieval"]
     manifest = json.loads((one / "manifest.json").read_text())
     assert "kmeans" not in json.dumps(manifest["label"]) and (one / "report.html").is_file()
 
