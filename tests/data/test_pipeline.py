@@ -1,8 +1,6 @@
 """The Ray datasets: the stream is the plan, in order, from any cursor; the preparing jobs see every row."""
 
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,29 +90,12 @@ def test_pixel_patches_are_row_major():
     assert patches[0].mean(1).tolist() == [0, 1, 0, 0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the CPU time of another process")
-def test_a_stream_that_waits_to_be_read_leaves_the_cores_alone(ray_session):
-    """Without ``Pause`` the scheduler of a stream takes most of a core while its reader is busy training."""
-    (shard,) = ray.data.range(4000, override_num_blocks=40).map_batches(lambda b: b, batch_size=50).streaming_split(1)
-    batches = iter(shard.iter_batches(batch_size=50, prefetch_batches=1))
-    next(batches)
-    time.sleep(1)
-    before, began = cpu_seconds("ray::SplitCoordinator"), time.perf_counter()
-    time.sleep(3)
-    after, seconds = cpu_seconds("ray::SplitCoordinator"), time.perf_counter() - began
-    shares = [(after[pid] - before[pid]) / seconds for pid in before.keys() & after.keys()]
-    assert shares and max(shares) < 0.35
-    assert sum(1 for _ in batches) == 79
-
-
-def cpu_seconds(name):
-    """{pid: CPU seconds so far} of the processes of that name."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if (folder / "cmdline").read_bytes().startswith(name.encode()):
-                times = (folder / "stat").read_text().rpartition(")")[2].split()
-                found[folder.name] = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
-        except OSError:  # it has ended
-            continue
-    return found
+def test_rays_scheduler_pauses_once_a_round(ray_session):
+    """However often ``quiet`` is called."""
+    context = ray.data.DataContext.get_current()
+    pipeline.quiet()
+    pipeline.quiet()
+    assert context.custom_execution_callback_classes.count(pipeline.Pause) == 1
+    began = time.perf_counter()
+    pipeline.Pause().on_execution_step(None)
+    assert time.perf_counter() - began >= pipeline.PAUSE_S > 0
