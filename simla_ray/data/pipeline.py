@@ -36,7 +36,7 @@ class Pause(ExecutionCallback):
     """A short pause after every round of Ray Data's scheduler.
 
     While its output waits to be taken, the scheduler asks again at once and for ever (seen in Ray 2.60). On a small
-    machine that took 0.4 of a core per worker from the training: half of its speed.
+    machine that took 0.4 of a core per worker from the training.
     """
 
     def on_execution_step(self, executor: Any) -> None:
