@@ -1,8 +1,8 @@
 """Dropout with masks that are cheap on a CPU.
 
-There, drawing a float mask costs more than the addition and LayerNorm that follow. Here a mask is one bool an element,
-drawn 15 bits at a time (p is rounded to 1/32768), and its scale goes into the operation that follows. On a GPU torch's
-own fused kernel runs.
+There, torch's own costs more than the addition and LayerNorm that follow. Here one comparison of 16 random bits an
+element (p is rounded to 1/65536) writes the mask in the type of what it multiplies, which spares a conversion in both
+directions, and the scale goes into the operation that follows. On a GPU torch's own fused kernel runs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,32 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0:
             return residual + x
         if cheap_on(x):
-            return torch.add(residual, masked(x, self.p), alpha=_scale(self.p))
+            return _MaskedAdd.apply(x, residual, self.p)
         return residual + F.dropout(x, self.p)
 
 
-def attend_with_dropout(probabilities: Tensor, value: Tensor, p: float) -> Tensor:
-    """dropout(probabilities (..., L, S)) @ value (..., S, d), for a device that ``cheap_on`` names."""
-    return scaled_products(masked(probabilities, p), value, _scale(p))
+def attend_with_dropout(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, p: float) -> Tensor:
+    """dropout(softmax(query @ key^T / sqrt(d))) @ value, for a device that ``cheap_on`` names: torch has no fused
+    attention with dropout there.
+
+    query (B, H, L, d), key and value (B, H, S, d), allowed (B, 1, 1, S) bool or None -> (B, H, L, d)
+    """
+    return _DropoutAttention.apply(query, key, value, allowed, p)
 
 
-def scaled_products(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale * a @ b, (B, H, L, d) and (B, H, d, S) -> (B, H, L, S), without a pass of its own for the scale."""
-    a_flat, b_flat = a.flatten(0, 1), b.flatten(0, 1)
-    return torch.baddbmm(a_flat.new_zeros(()), a_flat, b_flat, beta=0, alpha=scale).unflatten(0, a.shape[:2])
+def attention_probabilities(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
+    """query (B, H, L, d), key (B, H, S, d) -> (B, H, L, S)"""
+    scores = _products(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), query.shape[-1] ** -0.5)
+    return _softmax(scores.unflatten(0, query.shape[:2]), allowed)
+
+
+def _softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
+    return (scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))).softmax(-1)
+
+
+def _products(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a @ b, (N, L, d) and (N, d, S) -> (N, L, S), without a pass of its own for the scale."""
+    return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
 
 
 def cheap_on(x: Tensor) -> bool:
@@ -60,17 +73,65 @@ def _scale(p: float) -> float:
     return 1 / (1 - p)
 
 
+class _DropoutAttention(torch.autograd.Function):
+    """Written out for the backward pass: there torch would spend a pass over the gradients on every scale, and keep the
+    probabilities twice."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, p: float) -> Tensor:
+        ctx.heads, ctx.p = query.shape[:2], p
+        query, key, value = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)
+        scores = _products(query, key.transpose(1, 2), query.shape[-1] ** -0.5)
+        probabilities = _softmax(scores.unflatten(0, ctx.heads), allowed).flatten(0, 1)
+        probabilities = probabilities.to(query.dtype)  # autocast widens them
+        mask = _draw(probabilities, p)
+        ctx.save_for_backward(query, key, value, probabilities, mask)
+        return _products(probabilities * mask, value, _scale(p)).unflatten(0, ctx.heads)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, probabilities, mask = ctx.saved_tensors
+        gradient, scale = gradient.flatten(0, 1), query.shape[-1] ** -0.5
+        d_value = _products((probabilities * mask).transpose(1, 2), gradient, _scale(ctx.p))
+        d_probabilities = _products(gradient, value.transpose(1, 2), _scale(ctx.p)).mul_(mask)
+        d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
+        d_query = _products(d_scores, key, scale)
+        d_key = _products(d_scores.transpose(1, 2), query, scale)
+        return *(d.unflatten(0, ctx.heads) for d in (d_query, d_key, d_value)), None, None  # type: ignore[return-value]
+
+
 class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
-        n = math.prod(x.shape)
-        # 31 random bits for each of these integers: two halves of which 15 bits are surely random.
-        halves = torch.empty((n + 1) // 2, dtype=torch.int32).random_().view(torch.int16)[:n]
-        keep = (halves.bitwise_and_(0x7FFF) >= round(p * 0x8000)).view(x.shape)
-        ctx.save_for_backward(keep)
-        return x * keep
+        mask = _draw(x, p)
+        ctx.save_for_backward(mask)
+        return x * mask
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (keep,) = ctx.saved_tensors
-        return gradient * keep, None
+        (mask,) = ctx.saved_tensors
+        return gradient * mask, None
+
+
+class _MaskedAdd(torch.autograd.Function):
+    """residual + mask * x / (1 - p)"""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, p: float) -> Tensor:
+        mask = _draw(x, p)
+        ctx.save_for_backward(mask)
+        ctx.scale = _scale(p)
+        return torch.addcmul(residual, x, mask, value=ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return (gradient * mask).mul_(ctx.scale).to(mask.dtype), gradient, None
+
+
+def _draw(x: Tensor, p: float) -> Tensor:
+    """1 where a draw keeps it, else 0, shaped and typed as x."""
+    bits = torch.empty(math.prod(x.shape) // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
+    sixteen = bits.view(torch.int16)[: x.numel()].view(x.shape)
+    # The comparison writes numbers itself: to multiply by truth values, torch would convert them first, every time.
+    return torch.ge(sixteen, round(p * 2**16) - 2**15, out=torch.empty(x.shape, dtype=x.dtype))

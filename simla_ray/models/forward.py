@@ -149,7 +149,7 @@ def forward_cross(
             rows = found[-1][:, 0].unflatten(0, (3, B))  # matched, negative text, negative image
             record.match_logits = model.itm_head(torch.cat([rows[0], rows[2], rows[1]]))
         if needs.mlm:
-            words = student.text.word_logits(found[0])
+            words = student.text.word_logits(found[0], starts.table)
             record.mlm_grid = words if needs.mlm_grid else None
             record.mlm_logits = _rows(words, batch.mlm_index) if needs.mlm_grid else words
 
@@ -203,12 +203,13 @@ class Starts:
     """What text passes start from: the language encoder's [CLS] (B, 1, D), and the starts of fused passes (B, L, D).
 
     With fusion in every layer a start is the words' vectors, to which each pass adds positions and its own dropout;
-    with fusion in the upper half it is the language encoder's states.
+    with fusion in the upper half it is the language encoder's states. ``table``: see ``Embeddings.look_up``.
     """
 
     cls: Tensor | None = None
     clean: Tensor | None = None
     masked: Tensor | None = None
+    table: Tensor | None = None
 
 
 def _language(text: TextModel, batch: Batch, *, cls: bool, clean: bool = False, masked: bool = False) -> Starts:
@@ -220,7 +221,8 @@ def _language(text: TextModel, batch: Batch, *, cls: bool, clean: bool = False, 
     ids = ([batch.token_ids] if cls or clean else []) + ([batch.masked_ids] if masked else [])
     if not ids:
         return starts
-    parts = text.embeddings.word_embeddings(torch.cat(ids)).split(len(mask))
+    words, starts.table = text.embeddings.look_up(torch.cat(ids))
+    parts = words.split(len(mask))
     if text.split and (clean or masked):  # the lower half reads clean and masked captions in one call
         states = text.embeddings.finish(torch.cat(parts))
         parts = text.encoder(states, mask.repeat(len(ids), 1), layers=text.language_layers).split(len(mask))

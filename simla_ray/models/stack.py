@@ -11,7 +11,6 @@ says which, and the last layer computes no others.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from simla_ray.models.dropout import Dropout, attend_with_dropout, cheap_on, scaled_products
+from simla_ray.models.dropout import Dropout, attend_with_dropout, attention_probabilities, cheap_on
 
 LAYER_NORM_EPS = 1e-12
 
@@ -210,34 +209,27 @@ class Attention(nn.Module):
             parts.append(
                 self._attend(query[own:], key.index_select(0, index), value.index_select(0, index), chosen, keep)
             )
-        context = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return self.output(context.transpose(1, 2).flatten(2), x)
+        joined = [part.transpose(1, 2) for part in parts]
+        return self.output((torch.cat(joined) if len(joined) > 1 else joined[0]).flatten(2), x)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Attentions | None
     ) -> Tensor:
         allowed = mask[:, None, None, :] if mask is not None else None
         dropout = self.dropout if self.training else 0.0
-        by_hand = dropout > 0 and cheap_on(query)  # torch has no fused attention with dropout on a CPU
-        if keep is None and not by_hand:
-            return F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout)
-        probabilities = _probabilities(query, key, allowed)
         if keep is not None:
+            probabilities = attention_probabilities(query, key, allowed)
             keep.cross.append(probabilities)
-        return attend_with_dropout(probabilities, value, dropout) if by_hand else probabilities @ value
+            return F.dropout(probabilities, dropout) @ value
+        if dropout > 0 and cheap_on(query):
+            return attend_with_dropout(query, key, value, allowed, dropout)
+        return F.scaled_dot_product_attention(query, key, value, allowed, dropout_p=dropout)
 
     @torch.no_grad()
     def cls_probabilities(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, L, D) -> (B, H, L): the self-attention probabilities of query 0, before dropout."""
         query, key = self._split(self.self["query"](x[:, :1])), self._split(self.self["key"](x))
-        return _probabilities(query, key, mask[:, None, None, :] if mask is not None else None)[:, :, 0]
+        return attention_probabilities(query, key, mask[:, None, None, :] if mask is not None else None)[:, :, 0]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-def _probabilities(query: Tensor, key: Tensor, allowed: Tensor | None) -> Tensor:
-    scores = scaled_products(query, key.transpose(-1, -2), 1 / math.sqrt(query.shape[-1]))
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return scores.softmax(-1)

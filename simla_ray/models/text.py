@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,10 +59,13 @@ class TextModel(nn.Module):
         states = self.embeddings.finish(image_tokens)
         return self.encoder(states, None, memory, reads=[Read(slice(None), at)])[0]
 
-    def word_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V); the decoder is tied to the word embeddings."""
+    def word_logits(self, hidden: Tensor, table: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., V); the decoder is tied to the word embeddings.
+
+        ``table``: those that ``Embeddings.look_up`` handed out in the same pass.
+        """
         assert self.cls is not None
-        return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+        return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight if table is None else table)
 
 
 def read_cls(mask: Tensor, rows: slice = slice(None), index: Tensor | None = None) -> Read:
@@ -81,9 +86,36 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return self.finish(self.word_embeddings(ids))
 
+    def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """ids (B, L) -> the words' vectors (B, L, D), and the table (V, D) for whoever else reads it.
+
+        Read through this table, the gradients of both uses are one tensor of the vocabulary's size instead of two.
+        """
+        return _LookUp.apply(self.word_embeddings.weight, ids, self.word_embeddings.padding_idx)
+
     def finish(self, x: Tensor) -> Tensor:
         """Add positions 0.., normalise, drop out: (B, S, D) -> (B, S, D)."""
         return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[: x.shape[1]]))
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(ids)
+        ctx.shape, ctx.padding = table.shape, padding
+        return F.embedding(ids, table), table
+
+    @staticmethod
+    def backward(ctx: Any, d_words: Tensor | None, d_table: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if d_words is None:
+            return d_table, None, None
+        (ids,) = ctx.saved_tensors
+        if d_table is None:
+            d_table = d_words.new_zeros(ctx.shape)
+        # In place: what the head's product gave belongs to nobody else.
+        rows = torch.where((ids == ctx.padding)[..., None], 0, d_words).flatten(0, -2)
+        return d_table.index_add_(0, ids.flatten(), rows.to(d_table.dtype)), None, None
 
 
 class MlmHead(nn.Module):

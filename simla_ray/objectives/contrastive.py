@@ -15,7 +15,8 @@ def similarities(query: Tensor, key: Tensor, queue: Tensor | None, temperature: 
     with torch.autocast(query.device.type, enabled=False):
         logits = query @ key.T
         if queue is not None:
-            logits = torch.cat([logits, query @ queue.T.to(query.dtype)], 1)
+            # In this order: query @ queue.T takes a CPU more than twice as long.
+            logits = torch.cat([logits, (queue.to(query.dtype) @ query.T).T], 1)
         return logits / temperature
 
 

@@ -224,6 +224,25 @@ def test_the_mlm_decoder_is_tied_to_the_word_embeddings():
     assert text.embeddings.word_embeddings.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("uses", ["words", "table", "both"])
+def test_gradients_of_words_and_of_the_table_they_came_from_add_up(uses):
+    text = TextModel(text_config(), 40, memory_width=None, mlm_head=True).double()
+    weight = text.embeddings.word_embeddings.weight
+    ids = torch.tensor([[5, 7, 5, 0], [7, 39, 0, 0]])  # words that come twice, and padding
+    factor, hidden = torch.randn(2, 4, 16).double(), torch.randn(1, 2, 16).double()
+
+    def loss(words, table):
+        parts = {"words": (words * factor).sum(), "table": text.word_logits(hidden, table).pow(2).sum()}
+        return sum(parts[name] for name in parts if uses in (name, "both"))
+
+    words, table = text.embeddings.look_up(ids)
+    assert torch.equal(words, weight[ids])
+    (got,) = torch.autograd.grad(loss(words, table), weight)
+    (expected,) = torch.autograd.grad(loss(text.embeddings.word_embeddings(ids), None), weight)
+    torch.testing.assert_close(got, expected)
+    assert (got.abs().sum(1) > 0).sum() == (3 if uses == "words" else 40)
+
+
 def test_new_weights_are_drawn_like_berts():
     text = TextModel(text_config(width=64, ffn=256), 400, memory_width=64, mlm_head=False)
     for name, p in text.named_parameters():
