@@ -117,6 +117,9 @@ class Data(Section):
 class Vision(Section):
     timm: str = identity("vit_base_patch16_224", "name of a timm Vision Transformer")
     pretrained: bool = identity(True, "start from timm's weights of that name (needs network once)")
+    weights: Path | None = identity(
+        None, "file (safetensors or .pth) with weights of that name, read in place of timm's own; positions are resized"
+    )
     image_px: int = identity(256, "side of the image the tower sees, pixels", ge=16)
     patch_px: int = identity(16, "side of a patch, pixels", ge=2)
     width: int | None = identity(None, "embedding width; null: as named by timm", ge=8)

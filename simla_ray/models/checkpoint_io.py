@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from simla_ray.errors import UserError
-from simla_ray.models.fit import misfit, other_shapes
+from simla_ray.models.fit import adapted, misfit, other_shapes
+from simla_ray.models.pickles import read_state
+
+#: Where a run's names have the Vision Transformer, and what a file may have beside it.
+VIT = "student.vision.vit."
+CLASSIFIER = ("head.", "head_dist.", "fc_norm.", "pre_logits.")
 
 
 def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> None:
@@ -61,6 +66,22 @@ def load_bert(text: nn.Module, source: str, *, fold_type0: bool) -> None:
     if missing:
         raise UserError(f"text.weights: {source} lacks {', '.join(missing[:3])}")
     text.load_state_dict({name: state[name] for name in ours.keys() & state.keys()}, strict=False)
+
+
+def load_vit(tower: nn.Module, source: Path) -> None:
+    """Load the weights of a Vision Transformer in timm's layout, which is DeiT's too, into a ``VisionTower``.
+
+    A classifier is left out; position embeddings of another grid are resized.
+
+    Raises:
+        UserError: the file is no checkpoint, or does not fit; lists what is missing, unknown or of another shape.
+    """
+    state = load_tensors(source) if source.suffix == ".safetensors" else read_state(source)[0]
+    given = {VIT + name: tensor for name, tensor in state.items() if not name.startswith(CLASSIFIER)}
+    fitting, _ = adapted(
+        {VIT + name: t for name, t in tower.vit.state_dict().items()}, given, f"vision.weights: {source}"
+    )
+    tower.vit.load_state_dict({name.removeprefix(VIT): tensor for name, tensor in fitting.items()})
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

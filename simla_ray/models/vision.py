@@ -32,7 +32,7 @@ class VisionTower(nn.Module):
         try:
             self.vit = timm.create_model(
                 config.timm,
-                pretrained=config.pretrained,
+                pretrained=config.pretrained and config.weights is None,
                 num_classes=0,
                 img_size=config.image_px,
                 patch_size=config.patch_px,

@@ -85,6 +85,8 @@ def fallbacks(run: Run) -> list[str]:
         found.append(f"visual codes: {run.codes.n} {run.codes.kind} codes in place of DALL-E's 8192")
     if run.init_from is not None:
         found.append(f"towers: start from {Path(run.init_from).name} in place of DeiT-B and bert-base-uncased")
+    elif run.vision.weights is not None:
+        found.append(f"image tower: starts from {run.vision.weights.name} in place of DeiT-B")
     elif not run.vision.pretrained:
         found.append("image tower: random start in place of DeiT-B")
     if run.init_from is None and run.text.weights is None:

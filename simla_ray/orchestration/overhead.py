@@ -30,7 +30,7 @@ from simla_ray.data.packing import Packed
 from simla_ray.errors import UserError
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.launch import WORKER_ENV
-from simla_ray.orchestration.worker import _publisher
+from simla_ray.orchestration.worker import metrics_publisher
 from simla_ray.training.comm import Comm
 from simla_ray.training.contenders import SHAPES, Workshop
 from simla_ray.training.log import RunLog
@@ -95,7 +95,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         ray.train.report({"step": state.step} | metrics)
 
     with tempfile.TemporaryDirectory(prefix="simla-ray-") as folder:
-        log = RunLog(Path(folder), 0, _publisher("benchmark"))
+        log = RunLog(Path(folder), 0, metrics_publisher("benchmark"))
         state = State(0, Cursor.start(run.micro_batches))
         loop = Loop(run, step, state, [10**9] * run.micro_batches, comm, log, dict, save, {})
         loop(iter(alternating))

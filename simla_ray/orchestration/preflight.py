@@ -30,7 +30,7 @@ from simla_ray.orchestration.runs import check_same_run, fresh_name
 from simla_ray.orchestration.start import describe, find_start, lines_of
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
-FILE_KEYS = ("text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
+FILE_KEYS = ("vision.weights", "text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
 FOLDER_KEYS = ("text.weights", "codes.source")
 #: Values that are no paths, whatever lies in the working directory.
 WORDS = ("train", "en")
@@ -52,8 +52,9 @@ def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
     if psl is not None:
         for words in (psl.stop_words, psl.vocab):
             load_stop_words(str(words) if words is not None else None)
-    if run.codes.source is not None and not run.codes.source.exists():
-        raise UserError(f"codes.source: {run.codes.source} does not exist")
+    for key, path in (("codes.source", run.codes.source), ("vision.weights", run.vision.weights)):
+        if path is not None and not path.exists():
+            raise UserError(f"{key}: {path} does not exist")
     absolute = _with_absolute_paths(run)
     if uses_world(run):
         for name in SETS:

@@ -24,7 +24,7 @@ from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.jsonl import read_lines
-from simla_ray.models.checkpoint_io import load_bert
+from simla_ray.models.checkpoint_io import load_bert, load_vit
 from simla_ray.models.compiling import eager
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
@@ -65,7 +65,7 @@ def train_worker(config: dict[str, Any]) -> None:
         state = load_checkpoint(newest, run, losses.model, step.optimizer)
     log = None
     if comm.rank == 0:
-        log = RunLog(folder, state.step, _publisher(config["name"]))
+        log = RunLog(folder, state.step, metrics_publisher(config["name"]))
         log.event("resume" if config["leg"] else "start", step=state.step, world_size=comm.world)
 
     loop = Loop(
@@ -108,11 +108,14 @@ def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: b
 
 
 def _load_start(run: Run, model: Model) -> None:
-    """BERT's weights, or those that ``init_from`` names; the teacher starts as the student's copy."""
+    """The towers' weights, or all that ``init_from`` names; the teacher starts as the student's copy."""
     if run.init_from is not None:
         load_into(model, run)
-    elif run.text.weights is not None:
-        load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
+    else:
+        if run.vision.weights is not None:
+            load_vit(model.student.vision, run.vision.weights)
+        if run.text.weights is not None:
+            load_bert(model.student.text, run.text.weights, fold_type0=run.text.fold_type0)
     if model.teacher is not None:
         model.teacher.copy_from(model.student)
 
@@ -188,7 +191,7 @@ def _evaluate_best(
         log.event("evaluation", step=state.best_step, seconds=round(time.perf_counter() - began, 2))
 
 
-def _publisher(name: str) -> Callable[[dict[str, float]], None]:
+def metrics_publisher(name: str) -> Callable[[dict[str, float]], None]:
     """Gauges ``ray_simla_<metric>{run="..."}`` on Ray's metrics port, which the dashboard shows."""
     from ray.util.metrics import Gauge
 

@@ -38,7 +38,8 @@ def sentence(run: RunFolder) -> str:
     what = f"{METHODS.get(config.method, str(config.method))} at size {config.size}"
     if str(config.variant) != "default":
         what += f", {config.variant} variant,"
-    start = "from scratch" if not config.vision.pretrained and config.text.weights is None else "from pretrained towers"
+    given = config.vision.pretrained or config.vision.weights is not None or config.text.weights is not None
+    start = "from pretrained towers" if given else "from scratch"
     if config.init_from is not None:
         start = f"from the weights of {config.init_from}"
     rows = run.manifest.get("data", {}).get("train", {}).get("rows")

@@ -1,10 +1,13 @@
 """The image tower against plain timm, and that masked patches cannot be seen."""
 
 import pytest
+import timm
 import torch
 
 from simla_ray.config.schema import Vision
 from simla_ray.errors import UserError
+from simla_ray.models.checkpoint_io import load_vit, save_tensors
+from simla_ray.models.fit import resize_positions
 from simla_ray.models.vision import MEAN, STD, VisionTower
 
 PX, PATCH = 32, 8  # 4 x 4 patches
@@ -102,3 +105,46 @@ def test_other_models_are_refused(name):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(UserError, match="vision"):
         tower(heads=5)
+
+
+def timm_file(path, grid=4):
+    """Weights as timm and DeiT give them away: with a classifier, in a .pth under ``model``."""
+    shape = {"img_size": grid * PATCH, "patch_size": PATCH, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
+    torch.manual_seed(1)
+    state = timm.create_model("vit_tiny_patch16_224", **shape).state_dict()
+    if path.suffix == ".safetensors":
+        save_tensors(state, path)
+    else:
+        torch.save({"model": state, "epoch": 3}, path)
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+@pytest.mark.parametrize("name", ["vit.pth", "vit.safetensors"])
+def test_weights_from_a_file_are_all_there(name, tmp_path):
+    state, t = timm_file(tmp_path / name), tower(weights=tmp_path / name)
+    assert not torch.equal(t.vit.state_dict()["pos_embed"], state["pos_embed"])  # a model alone reads no file
+    load_vit(t, tmp_path / name)
+    assert t.vit.state_dict().keys() == state.keys()
+    for key, tensor in t.vit.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+
+
+def test_positions_of_another_grid_are_resized(tmp_path):
+    state, t = timm_file(tmp_path / "vit.pth", grid=7), tower()
+    load_vit(t, tmp_path / "vit.pth")
+    assert torch.equal(t.vit.state_dict()["pos_embed"], resize_positions(state["pos_embed"], 4))
+
+
+def test_a_file_that_does_not_fit_is_one_error_that_says_what(tmp_path):
+    timm_file(tmp_path / "vit.pth")
+    with pytest.raises(
+        UserError, match=r"vision\.weights: .*vit\.pth: does not fit this run; missing 12 .*vision\.depth"
+    ):
+        load_vit(tower(depth=3), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match=r"unknown 12 "):
+        load_vit(tower(depth=1), tmp_path / "vit.pth")
+    with pytest.raises(UserError, match=r"of another shape"):
+        load_vit(tower(patch_px=4), tmp_path / "vit.pth")
+    (tmp_path / "vit.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"vit\.pth: no checkpoint that can be read"):
+        load_vit(tower(), tmp_path / "vit.pth")

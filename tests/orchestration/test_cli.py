@@ -96,6 +96,7 @@ BAD = {
         ["data.train=[gone.parquet]", "data.val=[gone.parquet]"],
         "data.train: gone.parquet does not exist",
     ),
+    "missing weights": (["vision.weights=gone.pth"], "vision.weights: gone.pth does not exist"),
     "missing config": (["--config", "gone.yaml"], "gone.yaml: cannot be read"),
     "no such world": (["data.train=['world:dev']"], "data.train: world:dev is not one of"),
     "world and files": (["data.train=[a.parquet]"], "must both be the built-in world, or neither"),

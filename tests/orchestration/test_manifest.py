@@ -33,6 +33,8 @@ def test_licences_and_what_is_not_as_published(tmp_path, run, vocabulary):
     assert not any("codes" in f for f in fallbacks(load_run(overrides=["objectives.mim=null"])))
     base = load_run(overrides=["size=base", "codes.kind=dvae", "codes.source=encoder.pkl"])
     assert fallbacks(base) == []
+    given = load_run(overrides=["size=base", "objectives.mim=null", "vision.weights=some/vit.pth"])
+    assert fallbacks(given) == ["image tower: starts from vit.pth in place of DeiT-B"]
 
 
 def test_what_a_run_started_from_outlives_its_first_leg(tmp_path, run, vocabulary):
