@@ -74,8 +74,11 @@ def _scale(p: float) -> float:
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """Written out for the backward pass: there torch would spend a pass over the gradients on every scale, and keep the
-    probabilities twice."""
+    """Written out for its backward pass, where torch would spend a pass over the gradients on every scale.
+
+    Of the softmax, the gradient of the scores is dropped * d_dropped - probabilities * sum(gradient * out), as in
+    FlashAttention: the mask itself is not needed again.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, p: float) -> Tensor:
@@ -84,17 +87,18 @@ class _DropoutAttention(torch.autograd.Function):
         scores = _products(query, key.transpose(1, 2), query.shape[-1] ** -0.5)
         probabilities = _softmax(scores.unflatten(0, ctx.heads), allowed).flatten(0, 1)
         probabilities = probabilities.to(query.dtype)  # autocast widens them
-        mask = _draw(probabilities, p)
-        ctx.save_for_backward(query, key, value, probabilities, mask)
-        return _products(probabilities * mask, value, _scale(p)).unflatten(0, ctx.heads)
+        dropped = _draw(probabilities, p).mul_(probabilities)
+        out = _products(dropped, value, _scale(p))
+        ctx.save_for_backward(query, key, value, probabilities, dropped, out)
+        return out.unflatten(0, ctx.heads)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, probabilities, mask = ctx.saved_tensors
+        query, key, value, probabilities, dropped, out = ctx.saved_tensors
         gradient, scale = gradient.flatten(0, 1), query.shape[-1] ** -0.5
-        d_value = _products((probabilities * mask).transpose(1, 2), gradient, _scale(ctx.p))
-        d_probabilities = _products(gradient, value.transpose(1, 2), _scale(ctx.p)).mul_(mask)
-        d_scores = torch._softmax_backward_data(d_probabilities, probabilities, -1, probabilities.dtype)
+        d_value = _products(dropped.transpose(1, 2), gradient, _scale(ctx.p))
+        d_scores = _products(gradient, value.transpose(1, 2), _scale(ctx.p)).mul_(dropped)
+        d_scores.addcmul_(probabilities, (gradient * out).sum(-1, keepdim=True), value=-1)
         d_query = _products(d_scores, key, scale)
         d_key = _products(d_scores.transpose(1, 2), query, scale)
         return *(d.unflatten(0, ctx.heads) for d in (d_query, d_key, d_value)), None, None  # type: ignore[return-value]
