@@ -91,7 +91,7 @@ class World(Section):
 
 class Data(Section):
     train: list[str] = identity(
-        ["world:train"], "URIs of the training sets (Parquet, ALBEF JSON, world:train)", min_length=1
+        ["world:train"], "URIs of the training sets: files, globs, folders, or world:train", min_length=1
     )
     val: list[str] = identity(["world:val"], "URIs of the validation set: it picks the best checkpoint", min_length=1)
     test: list[str] | None = identity(
@@ -100,7 +100,7 @@ class Data(Section):
     train_split: str | None = identity(None, "keep only rows whose `split` column has this value")
     val_split: str | None = identity(None, "the same for data.val")
     test_split: str | None = identity(None, "the same for data.test")
-    image_roots: list[Path] = identity([], "folders that image paths of JSON lists may point into; others are refused")
+    image_roots: list[Path] = identity([], "folders that image paths of lists may point into; others are refused")
     max_pixels: int = identity(50_000_000, "larger images are dropped before they are decoded", ge=1024)
     max_drop_fraction: float = identity(0.05, "stop with an error when more rows than this cannot be used", ge=0, le=1)
     crop_scale_min: float = identity(0.2, "smallest area of the random crop, as a fraction of the image", gt=0, le=1)

@@ -22,8 +22,14 @@ from typing import Any
 from simla_ray.errors import UserError
 
 #: Our name -> other names understood.
-ALIASES = {"uid": ("id",), "captions": ("caption", "text"), "phrases": (), "image": ()}
+ALIASES = {
+    "uid": ("id", "key"),
+    "image": ("jpg", "image_path", "filepath", "file_name", "image_name", "path"),
+    "captions": ("caption", "text", "title", "comment"),
+}
 OPTIONAL = ("image_id", "keywords", "phrases", "boxes", "box_labels", "split", "source", "license", "scene", "claims")
+#: Columns whose values are lists.
+LISTS = ("captions", "keywords", "phrases", "boxes", "box_labels")
 #: What training reads; evaluation reads every column there is.
 TRAINING = ("uid", "image", "captions", "image_id")
 
@@ -35,16 +41,26 @@ def resolve_columns(present: Iterable[str], where: str) -> dict[str, str]:
         UserError: no image or no captions column; names what is there.
     """
     present = list(present)
-    found = {}
+    found = _names(present)
+    for name in ("image", "captions"):
+        if name not in found:
+            allowed = " or ".join((name, *ALIASES[name]))
+            raise UserError(f"{where}: no column {allowed}; found {', '.join(sorted(present))}")
+    return found
+
+
+def by_our_names(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of the row that an entry has, under our names."""
+    return {ours: entry[theirs] for ours, theirs in _names(entry).items()}
+
+
+def _names(present: Iterable[str]) -> dict[str, str]:
+    present, found = set(present), {}
     for name in ("uid", "image", "captions", *OPTIONAL):
         for candidate in (name, *ALIASES.get(name, ())):
             if candidate in present:
                 found[name] = candidate
                 break
-    for name in ("image", "captions"):
-        if name not in found:
-            allowed = " or ".join((name, *ALIASES[name]))
-            raise UserError(f"{where}: no column {allowed}; found {', '.join(sorted(present))}")
     return found
 
 
@@ -53,6 +69,8 @@ def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     row = dict(row)
     row["uid"] = uid if row.get("uid") is None else str(row["uid"])
     row["image_id"] = row["uid"] if row.get("image_id") is None else str(row["image_id"])
+    if isinstance(row.get("image"), Mapping):  # Hugging Face's image feature; its path is somebody else's
+        row["image"] = row["image"].get("bytes")
     captions = row.get("captions")
     row["captions"] = list(captions) if isinstance(captions, list) else [] if captions is None else [captions]
     if row.get("phrases"):

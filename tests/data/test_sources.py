@@ -75,13 +75,16 @@ def test_json_list_reads_only_inside_the_roots(tmp_path):
     ("make", "message"),
     [
         (lambda p: str(p / "nothing.parquet"), "does not exist"),
-        (lambda p: _write(p / "x.csv", b"a"), "neither .parquet nor"),
+        (lambda p: _write(p / "x.txt", b"a"), "none of .parquet, .tar, .json, .csv, .tsv, or a folder"),
         (lambda p: _write(p / "x.parquet", b"junk"), "not a readable Parquet file"),
         (lambda p: _write(p / "x.json", b"{"), "not a readable JSON file"),
         (lambda p: _write(p / "x.json", b'{"a": 1}'), "expected a list"),
         (lambda p: _write(p / "x.json", b"[]"), "holds no row"),
-        (lambda p: _table(p / "x.parquet", {"caption": ["a"]}), "no column image; found caption"),
-        (lambda p: _table(p / "x.parquet", {"image": [b"a"]}), "no column captions or caption or text; found image"),
+        (lambda p: _table(p / "x.parquet", {"caption": ["a"]}), "no column image or jpg or .*; found caption"),
+        (
+            lambda p: _table(p / "x.parquet", {"image": [b"a"]}),
+            "no column captions or caption or text or .*; found image",
+        ),
     ],
 )
 def test_bad_files_give_one_clear_error(tmp_path, make, message):

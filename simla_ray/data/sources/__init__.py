@@ -1,0 +1,102 @@
+"""Files of captioned images: what is in them, and reading some of their rows.
+
+One file per kind of file: Parquet, webdataset tars, and what is read as a whole (lists in JSON, CSV and TSV, COCO's
+captions, a folder of images). All give the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simla_ray.data.schema import normalise
+from simla_ray.data.sources import listed, parquet, tar
+from simla_ray.data.sources.unit import Unit
+from simla_ray.errors import UserError
+
+__all__ = ["Unit", "images_are_files", "list_files", "read_column", "read_rows", "units_of"]
+
+READERS = {
+    ".parquet": parquet,
+    ".tar": tar,
+    ".json": listed,
+    ".csv": listed,
+    ".tsv": listed,
+}
+KNOWN = ", ".join(READERS)
+
+
+def list_files(uris: Sequence[str], key: str) -> list[Path]:
+    """Files behind paths, folders and globs, in order; a folder of images with their captions is one of them.
+
+    Raises:
+        UserError: naming the key and the URI that gives no file, or a format that is not read.
+    """
+    files: list[Path] = []
+    for uri in uris:
+        path = Path(uri).absolute()  # workers run elsewhere
+        if path.is_dir():
+            found = _in_folder(path)
+        elif any(c in uri for c in "*?["):
+            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+        else:
+            found = [path] if path.exists() else []
+        if not found:
+            raise UserError(f"{key}: {uri} does not exist or holds no file of {KNOWN}, and no images")
+        for file in found:
+            if file.suffix not in READERS and not file.is_dir():
+                raise UserError(f"{key}: {file} is none of {KNOWN}, or a folder of images")
+        files += found
+    return files
+
+
+def _in_folder(path: Path) -> list[Path]:
+    """The data files that lie in a folder, or the folder itself where they are its images' captions."""
+    found = sorted(p for p in path.iterdir() if p.suffix in READERS and p.is_file())
+    if all(p.suffix == ".json" for p in found) and listed.is_image_folder(path):
+        return [path]
+    return found
+
+
+def units_of(file: Path, split: str | None, split_key: str) -> list[Unit]:
+    """The units of a file, without reading an image.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or has no splits where one is asked for.
+    """
+    return [unit for unit in _reader(file).units(file, split, split_key) if len(unit)]
+
+
+def read_rows(
+    unit: Unit, places: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Some rows of a unit, in the given order, under our names.
+
+    Args:
+        places: numbers of rows among those the unit keeps.
+        columns: our names of the columns wanted; None for all there are.
+        roots: folders that image paths of lists may point into; empty: the folder of the list.
+
+    Returns:
+        Rows; an image is bytes, a ``Path``, or a ``str`` with the reason why it is not read.
+    """
+    inside = places if unit.rows is None else np.asarray(unit.rows)[places]
+    found = _reader(Path(unit.path)).rows(unit, inside, columns, roots)
+    return [normalise(row, uid) for row, uid in found]
+
+
+def read_column(unit: Unit, column: str) -> list[Any]:
+    """The values of one column, by its name in the file; empty where there is no such column."""
+    return _reader(Path(unit.path)).column(unit, column)
+
+
+def images_are_files(unit: Unit) -> bool:
+    """Whether images lie beside the data file."""
+    return _reader(Path(unit.path)) is listed
+
+
+def _reader(file: Path) -> Any:
+    return READERS.get(file.suffix, listed)

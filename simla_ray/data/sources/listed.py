@@ -1,0 +1,222 @@
+"""Sources that are read as a whole and whose images are files: lists in JSON, CSV and TSV, COCO's captions, folders.
+
+Images are only read from allowed folders, whatever a list says. A unit is a stretch of the list.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from simla_ray.data.schema import LISTS, resolve_columns
+from simla_ray.data.sources.described import IMAGES, WORDS, described
+from simla_ray.data.sources.unit import Unit, numbered
+from simla_ray.errors import UserError
+
+UNIT_ROWS = 1000
+#: What may separate the columns of a .csv; the one that is in the header most often does.
+DELIMITERS = ",\t|;"
+#: Entry: what describes the image lies in these files beside it, and is read with the row.
+BESIDE = "beside"
+
+Entry = dict[str, Any]
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether a folder holds images, and no JSON but that which is named as one of them."""
+    names = list(path.iterdir())
+    stems = {name.stem for name in names if name.suffix[1:].lower() in IMAGES}
+    lists = [name for name in names if name.suffix == ".json" and name.stem not in stems]
+    return not lists and any(_image_files(path))
+
+
+def units(file: Path, split: str | None, split_key: str) -> list[Unit]:
+    """Stretches of the list."""
+    entries = _entries(file)
+    if split is not None and not any("split" in entry for entry in entries):
+        raise UserError(f"{split_key}: {split}, but {file} has no split column")
+    found = []
+    for i in range(0, len(entries), UNIT_ROWS):
+        part = entries[i : i + UNIT_ROWS]
+        kept = tuple(j for j, e in enumerate(part) if e.get("split") == split) if split is not None else None
+        found.append(Unit(str(file), i, len(part), kept))
+    return found
+
+
+def rows(
+    unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
+) -> list[tuple[dict[str, Any], str]]:
+    """The rows with their own uids' stand-ins."""
+    file = Path(unit.path)
+    entries, base = _entries(file), file if file.is_dir() else file.parent
+    allowed = [Path(r) for r in roots] or [base]
+    found = []
+    for i in (unit.number + int(p) for p in inside):
+        row = dict(entries[i])
+        path = row["image"]
+        if path:
+            row.setdefault("image_id", str(path))
+        row["image"] = _inside(str(path), allowed) if path else "image_missing"
+        if _is_not_utf8(row.get("captions")):
+            row["image"] = "caption_not_utf8"
+        for beside in row.pop(BESIDE, ()):
+            row |= _described(base / beside)
+        found.append((row, numbered(unit.path, i)))
+    return found
+
+
+def column(unit: Unit, name: str) -> list[Any]:
+    """See ``read_column``."""
+    return [entry.get(name) for entry in _entries(Path(unit.path))[unit.number : unit.number + unit.n]]
+
+
+def _inside(path: str, roots: Sequence[Path]) -> Path | str:
+    """The file a list names, if it lies in an allowed folder (links resolved); else the drop reason."""
+    for root in roots:
+        try:
+            candidate = (root / path).resolve()
+            if candidate.is_relative_to(root.resolve()):
+                if candidate.is_file():
+                    return candidate
+                reason = "image_missing"
+                continue
+        except (OSError, ValueError):  # a name that no file system takes
+            return "image_missing"
+        reason = "image_outside_roots"
+    return reason
+
+
+def _entries(file: Path) -> list[Entry]:
+    stat = file.stat()
+    return _parse(str(file), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(path: str, changed_ns: int, size: int) -> list[Entry]:
+    file = Path(path)
+    if file.is_dir():
+        return _folder(file)
+    try:
+        if file.suffix == ".json":
+            return _json(file)
+        return _table(file)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable {file.suffix[1:].upper()} file ({error})") from None
+
+
+def _json(file: Path) -> list[Entry]:
+    """ALBEF's and SIMLA's list of pairs, or COCO's captions."""
+    found = json.loads(file.read_bytes())
+    if isinstance(found, dict) and isinstance(found.get("images"), list):
+        return _coco(found, str(file))
+    if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
+        raise UserError(f'{file}: expected a list of {{"image": path, "caption": text}}, or COCO captions')
+    if not found:
+        return []
+    names = resolve_columns(found[0].keys(), str(file))
+    return [{ours: r.get(theirs) for ours, theirs in names.items()} for r in found]
+
+
+def _coco(found: dict[str, Any], where: str) -> list[Entry]:
+    """A row per image, with all its captions, in the order of ``images``."""
+    captions: dict[Any, list[str]] = {}
+    for annotation in found.get("annotations") or ():
+        if "caption" not in annotation or "image_id" not in annotation:
+            raise UserError(f"{where}: annotations without image_id and caption; give the captions file of COCO")
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    licenses = {entry.get("id"): entry.get("name") for entry in found.get("licenses") or ()}
+    entries = []
+    for image in found["images"]:
+        if "id" not in image or "file_name" not in image:
+            raise UserError(f"{where}: images without id and file_name")
+        entry = {"uid": image["id"], "image_id": image["id"], "image": image["file_name"]}
+        entry["captions"] = captions.get(image["id"], [])
+        if image.get("license") in licenses:
+            entry["license"] = licenses[image["license"]]
+        entries.append(entry)
+    return entries
+
+
+def _table(file: Path) -> list[Entry]:
+    """CSV or TSV with a header; lists in a cell are JSON."""
+    csv.field_size_limit(2**24)
+    # Captions that are not UTF-8 are dropped by row, later.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        header = lines.readline()
+        delimiter = "\t" if file.suffix == ".tsv" else max(DELIMITERS, key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+        columns = resolve_columns(names, str(file))
+        entries = []
+        for values in csv.reader(lines, delimiter=delimiter):
+            if not values:
+                continue
+            cells = dict(zip(names, (value.strip() for value in values), strict=False))
+            entries.append({ours: _cell(ours, cells.get(theirs)) for ours, theirs in columns.items()})
+        return entries
+
+
+def _cell(name: str, text: str | None) -> Any:
+    if not text:
+        return None
+    if name in LISTS and text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _folder(path: Path) -> list[Entry]:
+    """A row per image and per lone description, in the order of their names; ``uid`` is the path in the folder."""
+    images = _image_files(path)
+    names: dict[str, list[str]] = {}
+    for image in images:
+        names.setdefault(_stem(image), []).append(image)
+    beside: dict[str, list[str]] = {}
+    for ending in reversed(WORDS):  # JSON's columns win
+        for name in _files(path, (ending,)):
+            beside.setdefault(_stem(name), []).append(name)
+    entries = []
+    for stem in sorted(names.keys() | beside.keys()):
+        for image in names.get(stem, [""]):
+            uid = image if len(names.get(stem, ())) > 1 else stem
+            entries.append({"uid": uid, "image": image, BESIDE: beside.get(stem, [])})
+    return entries
+
+
+def _image_files(path: Path) -> list[str]:
+    return _files(path, IMAGES)
+
+
+def _files(path: Path, endings: Sequence[str]) -> list[str]:
+    """Paths below a folder, relative to it, sorted; hidden ones are passed over."""
+    found = []
+    for folder, inner, names in os.walk(path):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in endings:
+                found.append((Path(folder) / name).relative_to(path).as_posix())
+    return sorted(found)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _described(path: Path) -> dict[str, Any]:
+    try:
+        return described(path.suffix[1:].lower(), path.read_bytes())
+    except OSError:
+        return {"image": "caption_unreadable"}
+
+
+def _is_not_utf8(captions: Any) -> bool:
+    given = captions if isinstance(captions, list) else [captions]
+    return any(isinstance(c, str) and any("\udc80" <= char <= "\udcff" for char in c) for c in given)

@@ -1,0 +1,131 @@
+"""Webdataset's tars: neighbours with one name up to the first dot are one sample.
+
+A unit is a stretch of neighbours. Nothing but images, texts and JSON is looked at: what else a tar holds, pickles among
+it, stays closed.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from simla_ray.data.sources.described import IMAGES, WORDS, described
+from simla_ray.data.sources.unit import Unit
+from simla_ray.errors import UserError
+
+UNIT_ROWS = 256
+BLOCK = 512
+
+
+@dataclass
+class Sample:
+    """One name's members; ``ending -> content``."""
+
+    key: str
+    start: int
+    members: dict[str, bytes | None] = field(default_factory=dict)
+
+
+def units(file: Path, split: str | None, split_key: str) -> list[Unit]:
+    """From the headers alone: the contents are passed over."""
+    if split is not None:
+        raise UserError(f"{split_key}: {split}, but {file} is a tar and has no split column")
+    with file.open("rb") as opened:
+        with _opened(opened, str(file)) as tar:
+            samples, end = list(_samples(tar)), tar.offset
+        # A tar ends with a block of zeros; where it does not, nobody knows whether its last sample is whole.
+        opened.seek(end)
+        cut = opened.read(BLOCK) != bytes(BLOCK)
+    if not any(ending in IMAGES for s in samples for ending in s.members):
+        raise UserError(f"{file}: no image in this tar; looked for {', '.join(IMAGES)}")
+    starts = [s.start for s in samples] + [end]
+    found = []
+    for i in range(0, len(samples), UNIT_ROWS):
+        stop = min(i + UNIT_ROWS, len(samples))
+        found.append(Unit(str(file), i, stop - i, None, starts[i], starts[stop], cut and stop == len(samples)))
+    return found
+
+
+def rows(
+    unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
+) -> list[tuple[dict[str, Any], str]]:
+    """The rows with their own uids' stand-ins: name of the tar and of the sample."""
+    with Path(unit.path).open("rb") as file:
+        file.seek(unit.start)
+        stretch = file.read(unit.stop - unit.start)
+    with _opened(io.BytesIO(stretch), unit.path) as tar:
+        samples = list(_samples(tar, tar))
+    if len(samples) != unit.n:
+        raise UserError(f"{unit.path}: changed while it was in use")
+    found = []
+    for i in inside.tolist():
+        row = _row(samples[i])
+        if unit.cut and i == unit.n - 1:
+            row["image"] = "tar_truncated"
+        found.append((row, f"{Path(unit.path).stem}/{samples[i].key}"))
+    return found
+
+
+def column(unit: Unit, name: str) -> list[Any]:
+    """See ``read_column``."""
+    return [row.get(name) for row, _ in rows(unit, np.arange(unit.n), None, ())]
+
+
+def _opened(file: BinaryIO, path: str) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=file, mode="r:")
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"{path}: not a readable tar ({error})") from None
+
+
+def _samples(tar: tarfile.TarFile, contents: tarfile.TarFile | None = None) -> Iterator[Sample]:
+    """Samples up to where the tar ends or is cut; with ``contents`` also what is in them, None where it is cut."""
+    sample = None
+    while (member := _next(tar)) is not None:
+        if not member.isfile():
+            continue
+        folder, _, name = member.name.rpartition("/")
+        stem, _, ending = name.partition(".")
+        key = f"{folder}/{stem}" if folder else stem
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample = Sample(key, member.offset)
+        ending = ending.lower()
+        if ending not in (*IMAGES, *WORDS):
+            continue
+        sample.members[ending] = _content(contents, member) if contents is not None else None
+    if sample is not None:
+        yield sample
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    try:
+        return tar.next()
+    except (tarfile.TarError, OSError, ValueError, EOFError):
+        return None
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    try:
+        stream = tar.extractfile(member)
+        return stream.read() if stream is not None else None
+    except (tarfile.TarError, OSError):  # the tar ends inside
+        return None
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    image = next((ending for ending in IMAGES if ending in sample.members), None)
+    for ending in reversed([e for e in WORDS if e in sample.members]):  # JSON's columns win
+        content = sample.members[ending]
+        row |= described(ending, content) if content is not None else {"image": "tar_truncated"}
+    if "image" not in row:
+        row["image"] = sample.members[image] or b"" if image is not None else None
+    return row
