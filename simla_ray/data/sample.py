@@ -47,6 +47,8 @@ class SampleMaker:
         Raises:
             DropRow: image_missing, image_unreadable, image_too_large, caption_empty, or the reader's reason.
         """
+        if isinstance(row["image"], str):  # the reader's reason comes before what follows from it
+            raise DropRow(row["image"])
         rng = rng_for(self.run.seed, epoch, row["uid"])
         caption = self._caption(row["captions"], rng)
         picture = self._picture(row["image"], caption, rng)

@@ -11,8 +11,10 @@ import pytest
 import webdataset
 from PIL import Image
 
+from simla_ray.config.load import load_run
 from simla_ray.data.decode import decode
 from simla_ray.data.index import build_index
+from simla_ray.data.pipeline import WindowReader, order_of
 from simla_ray.data.sources import read_column, read_rows
 from simla_ray.errors import UserError
 
@@ -246,3 +248,24 @@ def test_tars_that_are_none_or_hold_no_image(tmp_path):
     shard(tmp_path / "c.tar")
     with pytest.raises(UserError, match=r"data\.train_split: train, but .*c\.tar is a tar and has no split column"):
         build_index([str(tmp_path / "c.tar")], "train", (), "data.train")
+
+
+def test_formats_mix_in_one_set_and_bad_rows_are_named(expected, vocabulary, tmp_path):
+    run = load_run(overrides=["batch.micro=4", "batch.global=8"])
+    for name in ("webdataset", "csv", "folder"):
+        (tmp_path / name).mkdir()
+        uids = [row | {"uid": f"{name}-{row['uid']}"} for row in expected]
+        WRITERS[name](tmp_path / name, uids)
+    (tmp_path / "folder" / "folder-003.json").write_text("{")
+    (tmp_path / "csv" / "pictures" / "csv-001.jpg").write_bytes(b"<html>")
+    uris = [str(tmp_path / name) for name in ("webdataset", "csv/list.csv", "folder")]
+    index = build_index(uris, None, [], "data.train")
+    read_window = WindowReader(run, index, order_of(run, index), vocabulary)
+    window = {"lane": np.array([0]), "epoch": np.array([0]), "start": np.array([0]), "stop": np.array([3 * N])}
+    (block,) = read_window(window)
+    assert sorted(block["uid"]) == sorted(
+        f"{name}-{i:03d}" for name in ("webdataset", "csv", "folder") for i in range(N)
+    )
+    dropped = {uid: reason for uid, reason in zip(block["uid"], block["drop"], strict=True) if reason}
+    assert dropped == {"folder-003": "caption_unreadable", "csv-001": "image_unreadable"}
+    assert block["image"].shape == (3 * N, 3, 48, 48)
