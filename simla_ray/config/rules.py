@@ -44,6 +44,8 @@ def problems_of(run: Run) -> Iterator[str]:
             f"ray.workers: {run.ray.workers} does not divide the {run.micro_batches} micro-batches of a step "
             f"(batch.global={total} / batch.micro={micro})"
         )
+    if run.data.weights is not None and len(run.data.weights) != len(run.data.train):
+        yield f"data.weights: {len(run.data.weights)} values for the {len(run.data.train)} URIs of data.train"
     worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}
     if worlds["train"] != worlds["val"]:
         yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"

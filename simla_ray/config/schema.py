@@ -93,6 +93,9 @@ class Data(Section):
     train: list[str] = identity(
         ["world:train"], "URIs of the training sets: files, globs, folders, or world:train", min_length=1
     )
+    weights: list[Annotated[float, Field(gt=0)]] | None = identity(
+        None, "how often an epoch passes the rows of each URI of data.train: 2 twice, 0.5 half of them; null: once"
+    )
     val: list[str] = identity(["world:val"], "URIs of the validation set: it picks the best checkpoint", min_length=1)
     test: list[str] | None = identity(
         None, "URIs of the final evaluation; null: world:test with world:val, else data.val"

@@ -19,6 +19,7 @@ class Index:
 
     units: tuple[Unit, ...]
     roots: tuple[str, ...] = ()
+    per_uri: tuple[int, ...] = ()  # units of each URI
 
     def __len__(self) -> int:
         return sum(len(u) for u in self.units)
@@ -50,8 +51,9 @@ def build_index(uris: Sequence[str], split: str | None, roots: Sequence[Path], k
     Raises:
         UserError: missing files, missing columns, or no row at all; names the key.
     """
-    units = [u for file in list_files(uris, key) for u in units_of(file, split, f"{key}_split")]
+    found = [[u for file in list_files([uri], key) for u in units_of(file, split, f"{key}_split")] for uri in uris]
+    units = [u for of_uri in found for u in of_uri]
     if not units:
         kept = f" with split {split}" if split is not None else ""
         raise UserError(f"{key}: {', '.join(uris)} holds no row{kept}")
-    return Index(tuple(units), tuple(str(r.absolute()) for r in roots))
+    return Index(tuple(units), tuple(str(r.absolute()) for r in roots), tuple(len(of_uri) for of_uri in found))

@@ -20,7 +20,7 @@ from simla_ray.data.codes import Featurise, pixel_patches
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.index import Index
-from simla_ray.data.order import Order, Window
+from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.schema import TRAINING
 from simla_ray.data.sources import read_rows
@@ -60,7 +60,13 @@ def quiet() -> None:
 
 def order_of(run: Run, index: Index) -> Order:
     """The training order of a run over an index."""
-    return Order(tuple(len(u) for u in index.units), run.micro_batches, run.data.shuffle_window, run.seed)
+    shares, end = [], 0
+    if run.data.weights is not None:
+        for n, weight in zip(index.per_uri, run.data.weights, strict=True):
+            shares.append(Share(end, end + n, weight))
+            end += n
+    rows = tuple(len(u) for u in index.units)
+    return Order(rows, run.micro_batches, run.data.shuffle_window, run.seed, tuple(shares))
 
 
 def worker_lanes(lanes: int, workers: int, rank: int) -> list[int]:
@@ -113,20 +119,20 @@ class WindowReader:
             *(batch[c].tolist() for c in ("lane", "epoch", "start", "stop")), strict=True
         ):
             window = Window(lane, epoch, start, stop)
-            ordinals = self.order.ordinals(window)
+            times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))
             rows: list[Any] = [None] * len(ordinals)
             for unit, places, where in self.index.locate(ordinals):
                 for position, row in zip(where, read_rows(unit, places, TRAINING, self.index.roots), strict=True):
-                    rows[position] = row
+                    rows[position] = (row, int(times[position]))
             for i in range(0, len(rows), BLOCK_ROWS):
                 yield self._block(window, i, rows[i : i + BLOCK_ROWS])
 
-    def _block(self, window: Window, first: int, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    def _block(self, window: Window, first: int, rows: list[tuple[dict[str, Any], int]]) -> dict[str, np.ndarray]:
         assert self.make is not None
         samples, reasons = [], []
-        for row in rows:
+        for row, times in rows:
             try:
-                samples.append(self.make(row, window.epoch))
+                samples.append(self.make(row, window.epoch, times))
                 reasons.append("")
             except DropRow as drop:
                 samples.append(None)
@@ -137,7 +143,7 @@ class WindowReader:
         n = len(rows)
         block["lane"], block["epoch"] = np.full(n, window.lane), np.full(n, window.epoch)
         block["offset"] = window.start + first + np.arange(n)
-        block["uid"] = np.array([row["uid"] for row in rows])
+        block["uid"] = np.array([row["uid"] for row, _ in rows])
         block["drop"] = np.array(reasons)
         return block
 

@@ -41,15 +41,17 @@ class SampleMaker:
         self.stop_words = load_stop_words(psl.stop_words) if psl is not None and "psl" in self.on else frozenset()
         self.code_px = code_image_px(run)
 
-    def __call__(self, row: Mapping[str, Any], epoch: int) -> Sample:
+    def __call__(self, row: Mapping[str, Any], epoch: int, time: int = 0) -> Sample:
         """The arrays of a row (shapes without the batch axis; text padded to ``text.max_tokens``).
+
+        ``epoch`` and ``time``: see ``rng_for``.
 
         Raises:
             DropRow: image_missing, image_unreadable, image_too_large, caption_empty, or the reader's reason.
         """
         if isinstance(row["image"], str):  # the reader's reason comes before what follows from it
             raise DropRow(row["image"])
-        rng = rng_for(self.run.seed, epoch, row["uid"])
+        rng = rng_for(self.run.seed, epoch, row["uid"], time)
         caption = self._caption(row["captions"], rng)
         picture = self._picture(row["image"], caption, rng)
         sample = {"image": picture.image, "image_id": np.int64(stable_hash(row["image_id"]))}

@@ -6,11 +6,16 @@ import torch
 
 from simla_ray.config.enums import ContrastScope
 from simla_ray.config.schema import Run
+from simla_ray.data.order import Order
 from simla_ray.models.model import Model
 
 
-def plan(run: Run, rows: int, total: int) -> list[str]:
+def plan(run: Run, order: Order, total: int) -> list[str]:
     """The arithmetic of batches, steps, weights and validation."""
+    rows = order.rows
+    shares = [
+        f"{order.planned(s)} of {uri} ({s.weight:g}x)" for s, uri in zip(order.shares, run.data.train, strict=False)
+    ]
     each = run.micro_batches // run.ray.workers
     on = run.objectives.active()
     with torch.device("meta"):
@@ -21,6 +26,7 @@ def plan(run: Run, rows: int, total: int) -> list[str]:
     whole_step = run.objectives.itc is not None and run.objectives.itc.scope is ContrastScope.step
     negatives = (run.batch.global_ if whole_step else run.batch.micro) - 1 + run.queue
     return [
+        *([f"mixture    {', '.join(shares)} samples an epoch"] if shares else []),
         f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on "
         f"each of {run.ray.workers} workers; {negatives} negatives per query",
         f"steps      {total} = {pairs} pairs = {pairs / rows:.1f} epochs of {rows} rows",

@@ -11,7 +11,7 @@ from simla_ray.config.load import load_run, to_dict
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.index import Index
-from simla_ray.data.order import Order
+from simla_ray.data.order import Order, Share
 from simla_ray.data.text import load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import check_local_devices, join, joins
@@ -79,18 +79,19 @@ def dry_run(run: Run) -> str:
     lines.append(f"run        {run.label}, seed {run.seed} -> {run.storage.resolve() / (run.name or fresh_name(run))}")
     if indexes is None:
         w = run.world
-        rows = w.n_train
-        lines.append(f"data       the built-in world would be generated: {rows} train, {w.n_val} val, {w.n_test} test")
-        order = Order((rows,), run.micro_batches, run.data.shuffle_window, run.seed)
+        lines.append(
+            f"data       the built-in world would be generated: {w.n_train} train, {w.n_val} val, {w.n_test} test"
+        )
+        shares = tuple(Share(0, 1, weight) for weight in run.data.weights or ())
+        order = Order((w.n_train,), run.micro_batches, run.data.shuffle_window, run.seed, shares)
     else:
-        rows = len(indexes["train"])
         order = pipeline.order_of(run, indexes["train"])
         for name, index in indexes.items():
             uris, split = uris_of(run, name)
             kept = f", split {split}" if split else ""
             groups = f"{len(index.units)} row group{'s' * (len(index.units) != 1)}"
             lines.append(f"data       {name}: {len(index)} rows in {groups} of {', '.join(uris)}{kept}")
-    lines += plan(run, rows, run.optim.max_steps or order.steps(run.optim.epochs, run.batch.micro))
+    lines += plan(run, order, run.optim.max_steps or order.steps(run.optim.epochs, run.batch.micro))
     lines += [f"differs    {f}" for f in fallbacks(run)]
     lines += lines_of(describe(run))
     lines.append("dry run    nothing was trained; the same command without --dry-run does it")

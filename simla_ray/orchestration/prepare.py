@@ -55,10 +55,14 @@ def build_indexes(run: Run) -> dict[str, Index]:
         UserError: missing or empty sets, missing columns, a set too small for one batch.
     """
     indexes = {name: index_of(run, name) for name in SETS}
-    if len(indexes["train"]) < run.batch.global_:
+    order = pipeline.order_of(run, indexes["train"])
+    if order.rows < run.batch.global_:
         raise UserError(
-            f"data.train: {len(indexes['train'])} rows are less than one step takes (batch.global={run.batch.global_})"
+            f"data.train: {order.rows} rows are less than one step takes (batch.global={run.batch.global_})"
         )
+    for share, uri in zip(order.shares, run.data.train, strict=False):
+        if order.planned(share) == 0:
+            raise UserError(f"data.weights: {share.weight:g} of the rows of {uri} is less than one; leave it out")
     if len(indexes["val"]) < run.batch.micro:
         raise UserError(
             f"data.val: {len(indexes['val'])} rows are less than one micro-batch (batch.micro={run.batch.micro})"

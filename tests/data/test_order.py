@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simla_ray.data.cursor import Cursor
-from simla_ray.data.order import Order, Position
+from simla_ray.data.order import Order, Position, Share
 from simla_ray.errors import UserError
 
 orders = st.builds(
@@ -18,6 +18,18 @@ orders = st.builds(
     window=st.integers(1, 60),
     seed=st.integers(0, 3),
 )
+
+
+@st.composite
+def mixtures(draw):
+    """Orders over up to three sources, each with a weight that plans at least one sample."""
+    unit_rows, shares = [], []
+    for _ in range(draw(st.integers(1, 3))):
+        own = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+        weight = draw(st.sampled_from([0.3, 0.5, 1.0, 1.25, 2.0, 3.4]))
+        shares.append(Share(len(unit_rows), len(unit_rows) + len(own), max(weight, 1 / sum(own))))
+        unit_rows += own
+    return Order(tuple(unit_rows), draw(st.integers(1, 4)), draw(st.integers(1, 60)), 0, tuple(shares))
 
 
 def epoch_of(order: Order, lane: int, epoch: int) -> list[int]:
@@ -35,8 +47,33 @@ def test_an_epoch_holds_every_ordinal_once(order, epoch):
     assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
 
 
+@settings(max_examples=60, deadline=None)
+@given(mixtures().filter(lambda o: o.rows >= o.lanes))
+def test_a_mixture_plans_each_sample_exactly_once(order):
+    every, ends = sum(order.unit_rows), np.cumsum(order.unit_rows)
+    seen = np.zeros(every, dtype=int)
+    for epoch in range(8):
+        lanes = [epoch_of(order, lane, epoch) for lane in range(order.lanes)]
+        planned = list(itertools.chain(*lanes))
+        assert len(planned) == len(set(planned)) == order.rows
+        times = np.bincount(np.array(planned) % every, minlength=every)
+        for share in order.shares:
+            own = slice(ends[share.first - 1] if share.first else 0, ends[share.last - 1])
+            rows, k = times[own], round(share.weight * len(times[own]))
+            assert rows.sum() == k
+            assert set(rows.tolist()) <= {k // len(rows), -(-k // len(rows))}  # as evenly as it goes
+        # The second time a row comes in an epoch has a number of its own.
+        assert all(
+            (np.array(planned) == row + time * every).any() for row in range(every) for time in range(times[row])
+        )
+        seen += times
+        for share in order.shares:
+            own = slice(ends[share.first - 1] if share.first else 0, ends[share.last - 1])
+            assert np.ptp(seen[own]) <= 1  # and over epochs all rows have their turn
+
+
 @settings(max_examples=40, deadline=None)
-@given(orders.filter(lambda o: o.rows >= o.lanes), st.data())
+@given((orders | mixtures()).filter(lambda o: o.rows >= o.lanes), st.data())
 def test_going_on_from_any_position_gives_the_rest(order, data):
     lane = data.draw(st.integers(0, order.lanes - 1))
     offset = data.draw(st.integers(0, order.lane_rows(lane)))
