@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from simla_ray.data.sources import Unit, list_files, units_of
+from simla_ray.data.sources.files import pure, size
 from simla_ray.errors import UserError
 
 
@@ -39,9 +40,9 @@ class Index:
         or the split filter keeps other rows.
         """
         digest = hashlib.sha256()
+        sizes = {path: size(path) for path in dict.fromkeys(unit.path for unit in self.units)}
         for unit in self.units:
-            size = Path(unit.path).stat().st_size
-            digest.update(repr((Path(unit.path).name, size, unit.number, unit.n, unit.rows)).encode())
+            digest.update(repr((pure(unit.path).name, sizes[unit.path], unit.number, unit.n, unit.rows)).encode())
         return digest.hexdigest()[:16]
 
 

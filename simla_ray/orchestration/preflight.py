@@ -12,6 +12,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share
+from simla_ray.data.sources.files import absolute
 from simla_ray.data.text import load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import check_local_devices, join, joins
@@ -115,6 +116,6 @@ def _with_absolute_paths(run: Run) -> Run:
     for name in SETS:
         uris = getattr(run.data, name)
         if uris is not None:
-            changes[f"data.{name}"] = [u if u.startswith("world:") else str(Path(u).absolute()) for u in uris]
+            changes[f"data.{name}"] = [u if u.startswith("world:") else absolute(u) for u in uris]
     changes["data.image_roots"] = [str(root.absolute()) for root in run.data.image_roots]
     return load_run(overrides={**tree, **changes}, presets=False)

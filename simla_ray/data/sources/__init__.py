@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from simla_ray.data.schema import normalise
-from simla_ray.data.sources import listed, parquet, tar
+from simla_ray.data.sources import files, listed, parquet, tar
 from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
@@ -27,30 +27,41 @@ READERS = {
     ".tsv": listed,
 }
 KNOWN = ", ".join(READERS)
+STREAMED = ", ".join(ending for ending, reader in READERS.items() if reader is not listed)
 
 
-def list_files(uris: Sequence[str], key: str) -> list[Path]:
+def list_files(uris: Sequence[str], key: str) -> list[str]:
     """Files behind paths, folders and globs, in order; a folder of images with their captions is one of them.
 
     Raises:
         UserError: naming the key and the URI that gives no file, or a format that is not read.
     """
-    files: list[Path] = []
+    found: list[str] = []
     for uri in uris:
-        path = Path(uri).absolute()  # workers run elsewhere
-        if path.is_dir():
-            found = _in_folder(path)
-        elif any(c in uri for c in "*?["):
-            found = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-        else:
-            found = [path] if path.exists() else []
-        if not found:
+        in_store = files.is_remote(uri)
+        here = files.listed(uri) if in_store else [str(path) for path in _on_disk(uri)]
+        if in_store and len(here) > 1:  # of a folder or a pattern the data files, whatever else lies there
+            here = [file for file in here if files.pure(file).suffix in READERS]
+        if not here:
             raise UserError(f"{key}: {uri} does not exist or holds no file of {KNOWN}, and no images")
-        for file in found:
-            if file.suffix not in READERS and not file.is_dir():
+        for file in here:
+            if files.pure(file).suffix not in READERS and (in_store or not Path(file).is_dir()):
                 raise UserError(f"{key}: {file} is none of {KNOWN}, or a folder of images")
-        files += found
-    return files
+            if in_store and _reader(file) is listed:
+                raise UserError(
+                    f"{key}: {file} is a list, whose images are files; from a store only {STREAMED} are read"
+                )
+        found += here
+    return found
+
+
+def _on_disk(uri: str) -> list[Path]:
+    path = Path(uri).absolute()  # workers run elsewhere
+    if path.is_dir():
+        return _in_folder(path)
+    if any(c in uri for c in "*?["):
+        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    return [path] if path.exists() else []
 
 
 def _in_folder(path: Path) -> list[Path]:
@@ -61,7 +72,7 @@ def _in_folder(path: Path) -> list[Path]:
     return found
 
 
-def units_of(file: Path, split: str | None, split_key: str) -> list[Unit]:
+def units_of(file: str, split: str | None, split_key: str) -> list[Unit]:
     """The units of a file, without reading an image.
 
     Raises:
@@ -84,19 +95,19 @@ def read_rows(
         Rows; an image is bytes, a ``Path``, or a ``str`` with the reason why it is not read.
     """
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
-    found = _reader(Path(unit.path)).rows(unit, inside, columns, roots)
+    found = _reader(unit.path).rows(unit, inside, columns, roots)
     return [normalise(row, uid) for row, uid in found]
 
 
 def read_column(unit: Unit, column: str) -> list[Any]:
     """The values of one column, by its name in the file; empty where there is no such column."""
-    return _reader(Path(unit.path)).column(unit, column)
+    return _reader(unit.path).column(unit, column)
 
 
 def images_are_files(unit: Unit) -> bool:
     """Whether images lie beside the data file."""
-    return _reader(Path(unit.path)) is listed
+    return _reader(unit.path) is listed
 
 
-def _reader(file: Path) -> Any:
-    return READERS.get(file.suffix, listed)
+def _reader(file: str) -> Any:
+    return READERS.get(files.pure(file).suffix, listed)

@@ -37,16 +37,16 @@ def is_image_folder(path: Path) -> bool:
     return not lists and any(_image_files(path))
 
 
-def units(file: Path, split: str | None, split_key: str) -> list[Unit]:
+def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     """Stretches of the list."""
-    entries = _entries(file)
+    entries = _entries(Path(file))
     if split is not None and not any("split" in entry for entry in entries):
         raise UserError(f"{split_key}: {split}, but {file} has no split column")
     found = []
     for i in range(0, len(entries), UNIT_ROWS):
         part = entries[i : i + UNIT_ROWS]
         kept = tuple(j for j, e in enumerate(part) if e.get("split") == split) if split is not None else None
-        found.append(Unit(str(file), i, len(part), kept))
+        found.append(Unit(file, i, len(part), kept))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,24 +11,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simla_ray.data.schema import resolve_columns
+from simla_ray.data.sources import files
 from simla_ray.data.sources.unit import Unit, numbered
 from simla_ray.errors import UserError
 
 
-def units(file: Path, split: str | None, split_key: str) -> list[Unit]:
+def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     """From the footer; with a split filter also from that column."""
-    parquet = _open(str(file))
+    parquet = _open(file)
     names = parquet.schema_arrow.names
-    resolve_columns(names, str(file))
+    resolve_columns(names, file)
     if split is not None and "split" not in names:
         raise UserError(f"{split_key}: {split}, but {file} has no split column")
     found = []
     for group in range(parquet.num_row_groups):
         rows = None
         if split is not None:
-            column = parquet.read_row_group(group, columns=["split"]).column(0).to_pylist()
+            column = _group(file, group, ["split"]).column(0).to_pylist()
             rows = tuple(i for i, value in enumerate(column) if value == split)
-        found.append(Unit(str(file), group, parquet.metadata.row_group(group).num_rows, rows))
+        found.append(Unit(file, group, parquet.metadata.row_group(group).num_rows, rows))
     return found
 
 
@@ -42,7 +42,7 @@ def rows(
     if columns is not None:
         names = {ours: theirs for ours, theirs in names.items() if ours in columns}
     ours_of = {theirs: ours for ours, theirs in names.items()}
-    table = parquet.read_row_group(unit.number, columns=list(ours_of), use_threads=False)
+    table = _group(unit.path, unit.number, list(ours_of))
     table = table.take(pa.array(inside)).rename_columns([ours_of[n] for n in table.column_names])
     first = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.number))
     return [(row, numbered(unit.path, first + int(i))) for row, i in zip(table.to_pylist(), inside, strict=True)]
@@ -53,12 +53,25 @@ def column(unit: Unit, name: str) -> list[Any]:
     parquet = _open(unit.path)
     if name not in parquet.schema_arrow.names:
         return []
-    return parquet.read_row_group(unit.number, columns=[name]).column(0).to_pylist()
+    return _group(unit.path, unit.number, [name]).column(0).to_pylist()
+
+
+def _group(path: str, number: int, columns: list[str]) -> pa.Table:
+    """Some columns of a row group. A file in a store is opened anew before it is asked again."""
+
+    def read() -> pa.Table:
+        try:
+            return _open(path).read_row_group(number, columns=columns, use_threads=False)
+        except OSError:
+            _open.cache_clear()
+            raise
+
+    return files.retried(path, read)
 
 
 @functools.lru_cache(maxsize=64)
 def _open(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return files.retried(path, lambda: pq.ParquetFile(files.opened(path)))
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

@@ -10,17 +10,18 @@ import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from simla_ray.data.sources import files
 from simla_ray.data.sources.described import IMAGES, WORDS, described
 from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
 UNIT_ROWS = 256
 BLOCK = 512
+BUFFER = 2**20
 
 
 @dataclass
@@ -32,23 +33,18 @@ class Sample:
     members: dict[str, bytes | None] = field(default_factory=dict)
 
 
-def units(file: Path, split: str | None, split_key: str) -> list[Unit]:
+def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     """From the headers alone: the contents are passed over."""
     if split is not None:
         raise UserError(f"{split_key}: {split}, but {file} is a tar and has no split column")
-    with file.open("rb") as opened:
-        with _opened(opened, str(file)) as tar:
-            samples, end = list(_samples(tar)), tar.offset
-        # A tar ends with a block of zeros; where it does not, nobody knows whether its last sample is whole.
-        opened.seek(end)
-        cut = opened.read(BLOCK) != bytes(BLOCK)
+    samples, end, cut = files.retried(file, lambda: _scanned(file))
     if not any(ending in IMAGES for s in samples for ending in s.members):
         raise UserError(f"{file}: no image in this tar; looked for {', '.join(IMAGES)}")
     starts = [s.start for s in samples] + [end]
     found = []
     for i in range(0, len(samples), UNIT_ROWS):
         stop = min(i + UNIT_ROWS, len(samples))
-        found.append(Unit(str(file), i, stop - i, None, starts[i], starts[stop], cut and stop == len(samples)))
+        found.append(Unit(file, i, stop - i, None, starts[i], starts[stop], cut and stop == len(samples)))
     return found
 
 
@@ -56,9 +52,7 @@ def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
     """The rows with their own uids' stand-ins: name of the tar and of the sample."""
-    with Path(unit.path).open("rb") as file:
-        file.seek(unit.start)
-        stretch = file.read(unit.stop - unit.start)
+    stretch = files.retried(unit.path, lambda: _read(unit))
     with _opened(io.BytesIO(stretch), unit.path) as tar:
         samples = list(_samples(tar, tar))
     if len(samples) != unit.n:
@@ -68,13 +62,31 @@ def rows(
         row = _row(samples[i])
         if unit.cut and i == unit.n - 1:
             row["image"] = "tar_truncated"
-        found.append((row, f"{Path(unit.path).stem}/{samples[i].key}"))
+        found.append((row, f"{files.pure(unit.path).stem}/{samples[i].key}"))
     return found
 
 
 def column(unit: Unit, name: str) -> list[Any]:
     """See ``read_column``."""
     return [row.get(name) for row, _ in rows(unit, np.arange(unit.n), None, ())]
+
+
+def _scanned(path: str) -> tuple[list[Sample], int, bool]:
+    """Samples, where they end, and whether the tar breaks off there."""
+    with files.opened(path) as opened:
+        # Buffered: a store would answer a request for every header.
+        file = cast(BinaryIO, io.BufferedReader(opened, BUFFER)) if files.is_remote(path) else opened
+        with _opened(file, path) as tar:
+            samples, end = list(_samples(tar)), tar.offset
+        # A tar ends with a block of zeros; where it does not, nobody knows whether its last sample is whole.
+        file.seek(end)
+        return samples, end, file.read(BLOCK) != bytes(BLOCK)
+
+
+def _read(unit: Unit) -> bytes:
+    with files.opened(unit.path) as file:
+        file.seek(unit.start)
+        return file.read(unit.stop - unit.start)
 
 
 def _opened(file: BinaryIO, path: str) -> tarfile.TarFile:
@@ -108,7 +120,7 @@ def _samples(tar: tarfile.TarFile, contents: tarfile.TarFile | None = None) -> I
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         return tar.next()
-    except (tarfile.TarError, OSError, ValueError, EOFError):
+    except (tarfile.TarError, ValueError, EOFError):  # what is left is no tar
         return None
 
 
@@ -116,7 +128,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     try:
         stream = tar.extractfile(member)
         return stream.read() if stream is not None else None
-    except (tarfile.TarError, OSError):  # the tar ends inside
+    except tarfile.TarError:  # the tar ends inside
         return None
 
 

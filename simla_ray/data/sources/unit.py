@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+
+from simla_ray.data.sources.files import pure
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,4 @@ class Unit:
 
 def numbered(path: str, row: int) -> str:
     """Uid of a row that brings none: folder and name of the file tell shards of one name apart."""
-    return f"{Path(path).parent.name}/{Path(path).stem}:{row}"
+    return f"{pure(path).parent.name}/{pure(path).stem}:{row}"

@@ -1,0 +1,122 @@
+"""Where data files are: on disk, or in a store that pyarrow reaches (s3://, gs://).
+
+A file is named by a string: an absolute path, or a URI, of which what follows a ``?`` are options of pyarrow's file
+system (``endpoint_override``, ``region``, ``scheme``).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeVar
+
+from pyarrow import fs
+
+from simla_ray.errors import UserError
+
+#: Seconds between the attempts to read from a store; a throttled one needs more than a moment.
+PAUSES_S = (0.5, 2.0, 8.0)
+
+T = TypeVar("T")
+
+
+def is_remote(uri: str) -> bool:
+    return "://" in uri
+
+
+def absolute(uri: str) -> str:
+    """The URI as workers elsewhere understand it."""
+    return uri if is_remote(uri) else str(Path(uri).absolute())
+
+
+def pure(uri: str) -> PurePosixPath:
+    """Names and endings of a URI."""
+    return PurePosixPath(uri.partition("?")[0] if is_remote(uri) else uri)
+
+
+def listed(uri: str) -> list[str]:
+    """Files in a store behind a URI: the file itself, those of a folder, those that a pattern fits; sorted.
+
+    Raises:
+        UserError: the store cannot be reached or refuses.
+    """
+    system, path = _located(uri)
+    head, _, options = uri.partition("?")
+    root = head[: len(head) - len(path)]
+    try:
+        if any(c in path for c in "*["):
+            folder = str(PurePosixPath(*_before_pattern(PurePosixPath(path).parts)))
+            found = system.get_file_info(fs.FileSelector(folder, recursive=True))
+            names = [info.path for info in found if info.is_file and fnmatch.fnmatchcase(info.path, path)]
+        else:
+            info = system.get_file_info(path)
+            if info.type is fs.FileType.Directory:
+                found = system.get_file_info(fs.FileSelector(path))
+                names = [info.path for info in found if info.is_file]
+            else:
+                names = [path] if info.is_file else []
+    except OSError as error:
+        raise UserError(f"{uri}: cannot be listed ({_line(error)})") from None
+    return [root + name + (f"?{options}" if options else "") for name in sorted(names)]
+
+
+def opened(uri: str) -> BinaryIO:
+    """The file, open for reading; also pyarrow's are closed by ``with``."""
+    if not is_remote(uri):
+        return Path(uri).open("rb")
+    system, path = _located(uri)
+    return system.open_input_file(path)
+
+
+def size(uri: str) -> int:
+    """Bytes."""
+    if not is_remote(uri):
+        return Path(uri).stat().st_size
+    system, path = _located(uri)
+    return retried(uri, lambda: system.get_file_info(path).size)
+
+
+def retried(uri: str, read: Callable[[], T]) -> T:
+    """What ``read`` gives; a store that fails is asked again, a disk is not.
+
+    Raises:
+        UserError: it still fails after the last pause.
+    """
+    pauses = PAUSES_S if is_remote(uri) else ()
+    for pause in pauses:
+        try:
+            return read()
+        except OSError:
+            time.sleep(pause)
+    try:
+        return read()
+    except OSError as error:
+        tried = f" after {len(pauses) + 1} attempts" if pauses else ""
+        raise UserError(f"{uri}: cannot be read{tried} ({_line(error)})") from None
+
+
+def _located(uri: str) -> tuple[fs.FileSystem, str]:
+    head, _, options = uri.partition("?")
+    scheme, _, path = head.partition("://")
+    return _system(scheme, path.partition("/")[0], options), path.rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _system(scheme: str, bucket: str, options: str) -> fs.FileSystem:
+    try:
+        system, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}" + (f"?{options}" if options else ""))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{scheme}://{bucket}: no such store ({_line(error)})") from None
+    return system
+
+
+def _before_pattern(parts: tuple[str, ...]) -> tuple[str, ...]:
+    first = next(i for i, part in enumerate(parts) if any(c in part for c in "*["))
+    return parts[:first]
+
+
+def _line(error: Any) -> str:
+    return str(error).splitlines()[0][:200]
