@@ -113,7 +113,7 @@ class Order:
             times, rest = divmod(self.planned(share), n)
             pieces += [own + np.array([time * every, 0]) for time in range(times)]
             # The units in an order that stays: the stretch of an epoch begins where that of the last one ended.
-            turn = own[np.random.default_rng([self.seed, 7, number]).permutation(len(own))]
+            turn = own[self._rng(0, 2, number).permutation(len(own))]
             start = epoch * rest % n
             for low, high in ((start, min(start + rest, n)), (0, start + rest - n)):
                 pieces.append(_cut(turn, low, high) + np.array([times * every, 0]))

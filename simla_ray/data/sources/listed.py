@@ -64,8 +64,6 @@ def rows(
         if path:
             row.setdefault("image_id", str(path))
         row["image"] = _inside(str(path), allowed) if path else "image_missing"
-        if _is_not_utf8(row.get("captions")):
-            row["image"] = "caption_not_utf8"
         for beside in row.pop(BESIDE, ()):
             row |= _described(base / beside)
         found.append((row, numbered(unit.path, i)))
@@ -215,8 +213,3 @@ def _described(path: Path) -> dict[str, Any]:
         return described(path.suffix[1:].lower(), path.read_bytes())
     except OSError:
         return {"image": "caption_unreadable"}
-
-
-def _is_not_utf8(captions: Any) -> bool:
-    given = captions if isinstance(captions, list) else [captions]
-    return any(isinstance(c, str) and any("\udc80" <= char <= "\udcff" for char in c) for c in given)

@@ -192,9 +192,15 @@ def test_bad_descriptions_cost_their_row_only(tmp_path):
     assert reasons["good"] == tmp_path / "good.jpg" and reasons["latin"] == "caption_not_utf8"
     assert {reasons[name] for name in ("comma", "number", "deep")} == {"caption_unreadable"}
 
-    (tmp_path / "list.csv").write_bytes("filepath,caption\ngood.jpg,für\ngood.jpg,ok\n".encode("latin-1"))
+    (tmp_path / "list.csv").write_bytes("filepath,caption\ngood.jpg,für\ngood.jpg,ok\nä.jpg,no\n".encode("latin-1"))
     rows = read(tmp_path / "list.csv")
-    assert [row["image"] for row in rows] == ["caption_not_utf8", tmp_path / "good.jpg"]
+    assert [row["image"] for row in rows] == ["caption_not_utf8", tmp_path / "good.jpg", "image_missing"]
+    (tmp_path / "list.json").write_text('[{"image": "good.jpg", "caption": "\\ud83d", "id": "\\udc00"}]')
+    rows += read(tmp_path / "list.json")
+    assert rows[-1]["image"] == "caption_not_utf8"
+    for row in rows:  # whatever is written of them later
+        json.dumps(row["captions"], ensure_ascii=False).encode()
+        (row["uid"] + row["image_id"]).encode()
 
 
 def shard(path, n=5):
