@@ -84,12 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         "step",
         help="our step against an unfused one, against other methods, and with single savings undone",
         description="Time our step and others in turn, count their FLOPs, and look where the time goes. By default "
-        "ViT-S/16 on a CPU, which takes about six minutes, and ViT-B/16 on a GPU.",
+        "ViT-S/16 on a CPU, which takes about eight minutes, and ViT-B/16 on a GPU.",
     )
     step.add_argument("--shape", help="cpu (ViT-S/16 at 224 px), base (ViT-B/16 at 256 px) or tiny (seconds)")
     step.add_argument("--batch", metavar="N", help="pairs per step (default: 4 on a CPU, 64 on a GPU; tiny: 32)")
     step.add_argument("--image-px", metavar="N", help="side of an image in pixels")
-    step.add_argument("--steps", metavar="N", help="rounds that count (default: 5, 2 with savings undone; on a GPU 20)")
+    step.add_argument("--steps", metavar="N", help="rounds that count (default: 9, 2 with savings undone; on a GPU 20)")
     step.add_argument("--compile", action="store_true", help="torch.compile our layers")
     step.add_argument("--only", metavar="A,B", help="parts of reference,methods,savings")
     overhead = commands.add_parser(

@@ -126,7 +126,7 @@ def _against_others(
         if method is not Method.simla:
             run = workshop.run(method)
             contenders[str(method)] = workshop.ours(run, workshop.batch(run))
-    return _measured(contenders, plan.steps or (20 if workshop.gpu else 5), workshop, say, inside=True)
+    return _measured(contenders, plan.steps or (20 if workshop.gpu else 9), workshop, say, inside=True)
 
 
 def _against_itself(
