@@ -15,6 +15,7 @@ from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
 from simla_ray.data.index import Index, build_index
 from simla_ray.data.sources import images_are_files, read_rows
+from simla_ray.data.sources.files import pure
 from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
@@ -139,7 +140,7 @@ def check_rows(indexes: dict[str, Index]) -> None:
         rows = read_rows(unit, np.arange(min(LOOKED_AT, len(unit))), ("uid", "image", "captions"), index.roots)
         files = images_are_files(unit)
         for row in rows:
-            if unit.path.endswith(".parquet") and not isinstance(row["image"], bytes | None):
+            if pure(unit.path).suffix == ".parquet" and not isinstance(row["image"], bytes | None):
                 found = type(row["image"]).__name__
                 raise UserError(f"data.{name}: {unit.path}: image must be encoded bytes, found {found}")
             if not all(isinstance(c, str | None) for c in row["captions"]):

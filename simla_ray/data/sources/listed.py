@@ -56,7 +56,7 @@ def rows(
     """The rows with their own uids' stand-ins."""
     file = Path(unit.path)
     entries, base = _entries(file), file if file.is_dir() else file.parent
-    allowed = [Path(r) for r in roots] or [base]
+    allowed = [Path(r) for r in roots if not file.is_dir()] or [base]  # a folder's own files lie in it
     found = []
     for i in (unit.number + int(p) for p in inside):
         row = dict(entries[i])
@@ -65,7 +65,7 @@ def rows(
             row.setdefault("image_id", str(path))
         row["image"] = _inside(str(path), allowed) if path else "image_missing"
         for beside in row.pop(BESIDE, ()):
-            row |= _described(base / beside)
+            row |= _described(beside, base)
         found.append((row, numbered(unit.path, i)))
     return found
 
@@ -208,7 +208,10 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _described(path: Path) -> dict[str, Any]:
+def _described(name: str, folder: Path) -> dict[str, Any]:
+    path = _inside(name, [folder])
+    if isinstance(path, str):  # a link that leads out
+        return {"image": "caption_outside_roots"}
     try:
         return described(path.suffix[1:].lower(), path.read_bytes())
     except OSError:

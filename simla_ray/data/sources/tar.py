@@ -6,6 +6,7 @@ it, stays closed.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import tarfile
@@ -38,6 +39,12 @@ def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     """From the headers alone: the contents are passed over."""
     if split is not None:
         raise UserError(f"{split_key}: {split}, but {file} is a tar and has no split column")
+    return _units(file, files.size(file))
+
+
+@functools.lru_cache(maxsize=4096)
+def _units(file: str, size: int) -> list[Unit]:
+    """Kept, for a start looks at its data more than once; ``size`` tells another file of the name."""
     samples, end, cut = files.retried(file, lambda: _scanned(file))
     if not any(ending in IMAGES for s in samples for ending in s.members):
         raise UserError(f"{file}: no image in this tar; looked for {', '.join(IMAGES)}")

@@ -161,7 +161,9 @@ def test_a_folder_of_images_with_texts(tmp_path):
     (tmp_path / "cats" / "a.json").write_text('["from a list"]')
     (tmp_path / "cats" / "nobody.txt").write_text("a caption without an image")
     (tmp_path / ".hidden.jpg").write_bytes(b"x")
-    rows = {row["uid"]: row for row in read(tmp_path)}
+    (tmp_path / "elsewhere").mkdir()
+    rows = {row["uid"]: row for row in read(tmp_path, [tmp_path / "elsewhere"])}  # roots are for lists
+    assert rows["b"]["image"] == tmp_path / "b.png"
     assert list(rows) == ["b", "cats/a", "cats/lonely", "cats/nobody"]
     assert rows["b"]["captions"] == ["one line", "another"] and rows["cats/a"]["captions"] == ["from a list"]
     assert rows["cats/lonely"]["captions"] == [] and rows["cats/nobody"]["image"] == "image_missing"
@@ -174,6 +176,16 @@ def test_flickrs_pipes_and_a_split_column(tmp_path):
     index = build_index([str(tmp_path / "results.csv")], "val", (), "data.val")
     (row,) = read_rows(index.units[0], np.arange(1), None, ())
     assert row["captions"] == ["Two"] and row["image_id"] == "a.jpg" and row["image"] == tmp_path / "a.jpg"
+
+
+def test_links_out_of_a_folder_are_not_followed(tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg())
+    (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
+    (row,) = read(folder)
+    assert row["image"] == "caption_outside_roots" and row["captions"] == []
 
 
 # --- what is bad is named, and costs a row ----------------------------------------------------------------------------
