@@ -6,11 +6,14 @@ order. Each worker has a stream over its own lanes, so no split can drop or reor
 
 from __future__ import annotations
 
+import logging
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import ray
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -31,6 +34,9 @@ BLOCK_ROWS = 256
 MAX_BLOCKS = 2000
 PAUSE_S = 0.02
 
+#: Map function: columns of a batch in, blocks of columns out.
+Work = Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
+
 
 class Pause(ExecutionCallback):
     """A short pause after every round of Ray Data's scheduler.
@@ -43,10 +49,33 @@ class Pause(ExecutionCallback):
         time.sleep(PAUSE_S)
 
 
+def connect(address: str | None, cpus: float) -> str | None:
+    """Join the Ray cluster at an address, or start a Ray of this process, which listens on loopback.
+
+    Args:
+        cpus: logical CPUs that a Ray of our own must have; on a small machine they share the real ones.
+
+    Returns:
+        Where its dashboard is, if it has one.
+
+    Raises:
+        ConnectionError, ValueError, RuntimeError: no cluster at the address.
+    """
+    for name in ("ray", "ray.data", "ray.train", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return None
+    own = {"num_cpus": max(int(cpus + 0.999), os.cpu_count() or 1), "_node_ip_address": "127.0.0.1"}
+    return ray.init(
+        address=address or "local",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **({} if address else own),
+    ).dashboard_url
+
+
 def quiet() -> None:
     """Switch Ray Data's progress bars and log lines off in this process, and let its scheduler pause."""
-    import logging
-
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -159,13 +188,23 @@ class WindowReader:
         return self.make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
 
 
-def caption_stream(index: Index, max_words: int, cpus: int) -> Iterator[str]:
-    """Every cleaned caption of an index, in file order: a Ray Data job that reads the caption columns only."""
-    dataset = _unit_dataset(index).map_batches(
-        _Captions(index, max_words), batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=cpus)
+def job(items: Sequence[Mapping[str, Any]], work: Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
+    """Run ``work`` over items, each a batch of one in a task of its own; its blocks as they come, in the items' order.
+
+    Args:
+        tasks: how many run at the same time.
+    """
+    dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MAX_BLOCKS))
+    dataset = dataset.map_batches(
+        work, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks)
     )
     dataset.context.execution_options.preserve_order = True
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+    yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
+
+
+def caption_stream(index: Index, max_words: int, cpus: int) -> Iterator[str]:
+    """Every cleaned caption of an index, in file order: a Ray Data job that reads the caption columns only."""
+    for block in job([{"unit": i} for i in range(len(index.units))], _Captions(index, max_words), cpus):
         yield from (str(c) for c in block["caption"])
 
 
@@ -192,15 +231,8 @@ def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: in
     n = min(run.codes.fit_images, len(index))
     ordinals = np.sort(rng.choice(len(index), n, replace=False))
     chunks = [{"first": i, "last": min(i + 256, n)} for i in range(0, n, 256)]
-    dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-        _Patches(run, index, ordinals, featurise),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.TaskPoolStrategy(size=cpus),
-    )
-    dataset.context.execution_options.preserve_order = True
-    blocks = [b["features"] for b in dataset.iter_batches(batch_size=None, batch_format="numpy")]
-    return np.concatenate([b for b in blocks if len(b)])
+    blocks = job(chunks, _Patches(run, index, ordinals, featurise), cpus)
+    return np.concatenate([b["features"] for b in blocks if len(b["features"])])
 
 
 class _Patches:
@@ -234,11 +266,6 @@ def iterate_rows(index: Index, rank: int = 0, world: int = 1, limit: int | None 
     for unit, places, _ in index.locate(ordinals):
         for i in range(0, len(places), 256):
             yield from read_rows(unit, places[i : i + 256], None, index.roots)
-
-
-def _unit_dataset(index: Index) -> ray.data.Dataset:
-    n = len(index.units)
-    return ray.data.from_items([{"unit": i} for i in range(n)], override_num_blocks=min(n, MAX_BLOCKS))
 
 
 def _enough(windows: Iterable[Window], rows: float) -> list[Window]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import ray
 import torch
 
 from simla_ray.config.schema import Device, Run
+from simla_ray.data.pipeline import connect
 from simla_ray.errors import UserError
 
 
@@ -40,29 +40,15 @@ def join(run: Run) -> Cluster:
     Raises:
         UserError: no cluster at the address, or it lacks the CPUs or GPUs the run asks for.
     """
-    for name in ("ray", "ray.data", "ray.train", "ray._private"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     address = joins(run)
-    if not ray.is_initialized():
+    if address is None:
+        check_local_devices(run)
+    try:
+        dashboard = connect(address, run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus + 1)
+    except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
-            check_local_devices(run)
-            cpus = run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus + 1
-            context = ray.init(
-                address="local",
-                num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )
-        else:
-            try:
-                context = ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"ray.address: no cluster at {address} ({reason})") from None
-        dashboard = context.dashboard_url
-    else:
-        dashboard = None
+            raise
+        raise UserError(f"ray.address: no cluster at {address} ({str(error).splitlines()[0]})") from None
     resources = ray.cluster_resources()
     cluster = Cluster(
         own=address is None,
