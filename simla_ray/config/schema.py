@@ -278,8 +278,8 @@ class Schedule(Section):
 
 
 class Batch(Section):
-    micro: int = identity(64, "pairs that see each other in ITC and ITM: the unit of meaning", ge=1)
-    global_: int = identity(512, "pairs per optimiser step, a multiple of micro", alias="global", ge=1)
+    micro: int = operational(64, "pairs that see each other in ITC and ITM: the unit of meaning", ge=1)
+    global_: int = operational(512, "pairs per optimiser step, a multiple of micro", alias="global", ge=1)
 
 
 class Optim(Section):

@@ -1,20 +1,26 @@
 """The one place that builds Ray datasets: the training stream, and the jobs that prepare vocabulary and codes.
 
-The training stream reads windows of the order (``order.py``), one task a window, and yields finished samples in that
-order. Each worker has a stream over its own lanes, so no split can drop or reorder rows.
+The training stream reads windows of the order (``order.py``) and yields finished samples in that order. Each worker has
+a stream over its own lanes, so no split can drop or reorder rows.
 """
 
 from __future__ import annotations
 
+import io
+import itertools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
+from PIL import Image
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from simla_ray.config.schema import Run
@@ -22,16 +28,36 @@ from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.codes import Featurise, pixel_patches
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.decode import DropRow, decode
+from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share, Window
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import Sample, SampleMaker
 from simla_ray.data.schema import TRAINING
-from simla_ray.data.sources import read_rows
+from simla_ray.data.sources import read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
-#: Samples per block: small, so that the first batch does not wait for a whole window.
-BLOCK_ROWS = 256
+#: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
+BLOCK_ROWS = 64
+BLOCK_BYTES = 2**23
 MAX_BLOCKS = 2000
+#: One reading task feeds this many that make samples.
+SAMPLERS_PER_READER = 4
+#: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
+READER_CPUS = 0.1
+#: Columns of a row on its way to where its sample is made; of image, path and reason at most one is there.
+ENCODED = pa.schema(
+    {
+        **dict.fromkeys(("lane", "epoch", "offset", "time"), pa.int64()),
+        **dict.fromkeys(("uid", "image_id", "path", "reason"), pa.string()),
+        "captions": pa.list_(pa.string()),
+        "image": pa.large_binary(),
+    }
+)
+#: Rows of a unit that are held at once where they are read one after the other.
+READ_ROWS = 256
+#: In place of the hash of a uid.
+NO_UID = -1
+NONE = np.empty(0, dtype=np.int64)
 PAUSE_S = 0.02
 
 #: Map function: columns of a batch in, blocks of columns out.
@@ -104,87 +130,151 @@ def worker_lanes(lanes: int, workers: int, rank: int) -> list[int]:
 
 
 def training_stream(
-    run: Run, index: Index, vocabulary: Vocabulary, lanes: Sequence[int], cursor: Cursor, steps: int, tasks: int
+    run: Run,
+    index: Index,
+    vocabulary: Vocabulary,
+    lanes: Sequence[int],
+    cursor: Cursor,
+    steps: int,
+    tasks: int,
+    repeated: np.ndarray = NONE,
 ) -> ray.data.Dataset:
     """Samples of some lanes, in order, from the cursor on, enough for ``steps`` more steps.
 
     Columns: ``lane, epoch, offset, uid, drop`` and the arrays of ``SampleMaker``. A row that cannot be used has its
     reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained on.
 
+    Two stages: tasks that read rounds of windows and shuffle their rows, which wait more than they compute, and tasks
+    that make samples of them, on any node of the cluster that has CPUs to spare.
+
     Args:
-        tasks: windows that are read at the same time.
+        tasks: CPUs that make samples.
+        repeated: as ``WindowReader``.
     """
     order = order_of(run, index)
     # Rows may be dropped up to max_drop_fraction; one more window covers what rounding leaves.
     rows = steps * run.batch.micro / (1 - min(run.data.max_drop_fraction, 0.9)) + order.window
-    plans = [_enough(order.windows(lane, cursor.positions[lane]), rows) for lane in lanes]
-    windows = [w for group in _round_robin(plans) for w in group]
-    dataset = ray.data.from_items(
-        [{"lane": w.lane, "epoch": w.epoch, "start": w.start, "stop": w.stop} for w in windows],
-        override_num_blocks=min(len(windows), MAX_BLOCKS),
-    )
-    read = WindowReader(run, index, order, vocabulary)
+    windows = [w for lane in lanes for w in _enough(order.windows(lane, cursor.positions[lane], cursor.deals), rows)]
+    rounds = [{"windows": [astuple(w) for w in windows]} for windows in rounds_of(windows, order.window)]
+    dataset = ray.data.from_items(rounds, override_num_blocks=min(len(rounds), MAX_BLOCKS))
     dataset = dataset.map_batches(
-        read, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks)
+        WindowReader(index, order, repeated),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=max(1, tasks // SAMPLERS_PER_READER)),
+        num_cpus=READER_CPUS,
+    )
+    dataset = dataset.map_batches(
+        BlockMaker(run, vocabulary),
+        batch_size=BLOCK_ROWS,
+        batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=tasks),
     )
     context = dataset.context
     context.execution_options.preserve_order = True
-    context.target_max_block_size = 2**23
+    context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
     return dataset
 
 
-class WindowReader:
-    """Map function: windows in, blocks of samples out. One instance serves any number of windows."""
+def rounds_of(windows: Iterable[Window], size: int) -> list[list[Window]]:
+    """Windows that are read together: those of all lanes at one place of their lane, so that the lanes keep step.
 
-    def __init__(self, run: Run, index: Index, order: Order, vocabulary: Vocabulary):
-        self.run, self.index, self.order, self.vocabulary = run, index, order, vocabulary
+    Args:
+        windows: of some lanes, in order within a lane.
+        size: rows of a window.
+    """
+
+    def place(window: Window) -> tuple[int, int]:
+        return window.epoch, window.start // size
+
+    return [list(group) for _, group in itertools.groupby(sorted(windows, key=place), place)]
+
+
+class WindowReader:
+    """Map function: rounds of windows in, encoded rows in the order of training out.
+
+    The lanes of a round take turns, ``BLOCK_ROWS`` rows each: a worker with several lanes never waits for one of them
+    while the rows of another pile up.
+
+    Args:
+        repeated: (n,) sorted ordinals of rows whose uid an earlier row has; they are dropped.
+    """
+
+    def __init__(self, index: Index, order: Order, repeated: np.ndarray = NONE):
+        self.index, self.order, self.repeated = index, order, repeated
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for windows in batch.column("windows").to_pylist():
+            lanes: dict[int, list[dict[str, Any]]] = {}
+            for window in (Window(*w) for w in windows):
+                lanes.setdefault(window.lane, []).extend(self._rows(window))
+            for i in range(0, max(len(rows) for rows in lanes.values()), BLOCK_ROWS):
+                for rows in lanes.values():
+                    if i < len(rows):
+                        yield pa.Table.from_pylist(rows[i : i + BLOCK_ROWS], schema=ENCODED)
+
+    def _rows(self, window: Window) -> list[dict[str, Any]]:
+        times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))
+        repeated = np.isin(ordinals, self.repeated)
+        rows: list[dict[str, Any]] = [{}] * len(ordinals)
+        for unit, places, where in self.index.locate(ordinals):
+            for i, row in zip(where.tolist(), read_rows(unit, places, TRAINING, self.index.roots), strict=True):
+                rows[i] = {
+                    "lane": window.lane,
+                    "epoch": window.epoch,
+                    "offset": window.start + i,
+                    "time": int(times[i]),
+                    "uid": row["uid"],
+                    "image_id": row["image_id"],
+                    "captions": [None if c is None else str(c) for c in row["captions"]],
+                    **_image(row["image"] if not repeated[i] else "uid_duplicate"),
+                }
+        return rows
+
+
+def _image(image: Any) -> dict[str, Any]:
+    if isinstance(image, Path):
+        return {"path": str(image)}
+    if isinstance(image, str):
+        return {"reason": image}
+    return {"image": image}
+
+
+class BlockMaker:
+    """Map function: encoded rows in, a block of samples out, see ``training_stream``."""
+
+    def __init__(self, run: Run, vocabulary: Vocabulary):
+        self.run, self.vocabulary = run, vocabulary
         self.make: SampleMaker | None = None
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
         if self.make is None:
             self.make = SampleMaker(self.run, self.vocabulary, training=True)
-        for lane, epoch, start, stop in zip(
-            *(batch[c].tolist() for c in ("lane", "epoch", "start", "stop")), strict=True
-        ):
-            window = Window(lane, epoch, start, stop)
-            times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))
-            rows: list[Any] = [None] * len(ordinals)
-            for unit, places, where in self.index.locate(ordinals):
-                for position, row in zip(where, read_rows(unit, places, TRAINING, self.index.roots), strict=True):
-                    rows[position] = (row, int(times[position]))
-            for i in range(0, len(rows), BLOCK_ROWS):
-                yield self._block(window, i, rows[i : i + BLOCK_ROWS])
-
-    def _block(self, window: Window, first: int, rows: list[tuple[dict[str, Any], int]]) -> dict[str, np.ndarray]:
-        assert self.make is not None
-        samples, reasons = [], []
-        for row, times in rows:
+        samples: list[Sample | None] = []
+        reasons: list[str] = []
+        for row in batch.to_pylist():
+            path, image = row["path"], row["image"]
+            row["image"] = row["reason"] or (Path(path) if path is not None else image)
             try:
-                samples.append(self.make(row, window.epoch, times))
+                samples.append(self.make(row, row["epoch"], row["time"]))
                 reasons.append("")
             except DropRow as drop:
                 samples.append(None)
                 reasons.append(drop.reason)
         shape_of = next((s for s in samples if s is not None), None) or self._blank()
-        filled = [s if s is not None else {n: np.zeros_like(v) for n, v in shape_of.items()} for s in samples]
-        block = {name: np.stack([s[name] for s in filled]) for name in shape_of}
-        n = len(rows)
-        block["lane"], block["epoch"] = np.full(n, window.lane), np.full(n, window.epoch)
-        block["offset"] = window.start + first + np.arange(n)
-        block["uid"] = np.array([row["uid"] for row, _ in rows])
+        blank = {name: np.zeros_like(values) for name, values in shape_of.items()}
+        block = {name: np.stack([(s or blank)[name] for s in samples]) for name in shape_of}
+        block |= {name: batch.column(name).to_numpy() for name in ("lane", "epoch", "offset", "uid")}
         block["drop"] = np.array(reasons)
         return block
 
-    def _blank(self) -> dict[str, np.ndarray]:
+    def _blank(self) -> Sample:
         """A sample of the right shapes, for a block in which every row is dropped."""
-        import io
-
-        from PIL import Image
-
         assert self.make is not None
         buffer = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(buffer, "PNG")
+        side = 16
+        Image.new("RGB", (side, side)).save(buffer, "PNG")
         return self.make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
 
 
@@ -202,10 +292,23 @@ def job(items: Sequence[Mapping[str, Any]], work: Work, tasks: int) -> Iterator[
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 
 
-def caption_stream(index: Index, max_words: int, cpus: int) -> Iterator[str]:
-    """Every cleaned caption of an index, in file order: a Ray Data job that reads the caption columns only."""
-    for block in job([{"unit": i} for i in range(len(index.units))], _Captions(index, max_words), cpus):
-        yield from (str(c) for c in block["caption"])
+class CaptionPass:
+    """A Ray Data job over every row, that reads uids and captions only.
+
+    Iterate for the cleaned captions, in file order; ``repeated`` is known when all of them were taken.
+    """
+
+    def __init__(self, index: Index, max_words: int, cpus: int):
+        self.index, self.max_words, self.cpus = index, max_words, cpus
+        self.repeated = NONE
+
+    def __iter__(self) -> Iterator[str]:
+        hashes = []
+        items = [{"unit": i} for i in range(len(self.index.units))]
+        for block in job(items, _Captions(self.index, self.max_words), self.cpus):
+            hashes.append(block["uid"][block["first"]])
+            yield from (str(c) for c in block["caption"] if c)
+        self.repeated = _repeated(np.concatenate(hashes))
 
 
 class _Captions:
@@ -214,11 +317,20 @@ class _Captions:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for number in batch["unit"].tolist():
-            unit = self.index.units[number]
-            # A JSON list keeps images as paths, so reading every column costs nothing there.
-            rows = read_rows(unit, np.arange(len(unit)), ("captions",), self.index.roots)
-            cleaned = [clean(str(c), self.max_words) for row in rows for c in row["captions"] if c]
-            yield {"caption": np.array([c for c in cleaned if c] or [""])}
+            found: list[tuple[str, int, bool]] = []
+            for uid, captions in read_words(self.index.units[number], self.index.roots):
+                cleaned = [clean(str(c), self.max_words) for c in captions if c]
+                own = stable_hash(uid) if uid is not None else NO_UID
+                found += [(c, own, i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
+            caption, uids, first = zip(*found, strict=True)
+            yield {"caption": np.array(caption), "uid": np.array(uids), "first": np.array(first)}
+
+
+def _repeated(hashes: np.ndarray) -> np.ndarray:
+    """Sorted places of the values that stood before; rows without a uid of their own do not count."""
+    order = np.argsort(hashes, kind="stable")
+    same = (hashes[order][1:] == hashes[order][:-1]) & (hashes[order][1:] != NO_UID)
+    return np.sort(order[1:][same])
 
 
 def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: int) -> np.ndarray:
@@ -264,8 +376,8 @@ def iterate_rows(index: Index, rank: int = 0, world: int = 1, limit: int | None 
     """
     ordinals = np.arange(rank, min(limit or len(index), len(index)), world)
     for unit, places, _ in index.locate(ordinals):
-        for i in range(0, len(places), 256):
-            yield from read_rows(unit, places[i : i + 256], None, index.roots)
+        for i in range(0, len(places), READ_ROWS):
+            yield from read_rows(unit, places[i : i + READ_ROWS], None, index.roots)
 
 
 def _enough(windows: Iterable[Window], rows: float) -> list[Window]:
@@ -276,8 +388,3 @@ def _enough(windows: Iterable[Window], rows: float) -> list[Window]:
         if total >= rows:
             break
     return taken
-
-
-def _round_robin(plans: Sequence[Sequence[Window]]) -> Iterator[list[Window]]:
-    for i in range(max(len(p) for p in plans)):
-        yield [p[i] for p in plans if i < len(p)]

@@ -24,10 +24,10 @@ from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.manifest import check_data, write_manifest
-from simla_ray.orchestration.plan import plan
+from simla_ray.orchestration.plan import plan, total_steps
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import Prepared, prepare
-from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
+from simla_ray.orchestration.runs import changed_keys, check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, lines_of
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
@@ -63,8 +63,10 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     if finished.exists():
         say(f"run        {folder} is finished")
         return json.loads(finished.read_text())
-    fresh = find_checkpoint(folder / "checkpoints") is None
-    start = describe(run) if fresh else None
+    newest, changed = find_checkpoint(folder / "checkpoints"), changed_keys(run)
+    start = describe(run) if newest is None else None
+    for key, (was, now) in changed.items():
+        say(f"changed    {key}: {was} -> {now}")
     for line in lines_of(start):
         say(line)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,23 +78,16 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")
         prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
         check_data(folder, run, prepared)
-        if fresh:
+        if newest is None:
             build_losses(run, prepared, torch.device("cpu"))  # weights and codes that cannot be used are said here
         stored.write_text(to_yaml(run))
-        total = total_steps(run, prepared)
+        total = total_steps(run, pipeline.order_of(run, prepared.indexes["train"]), newest)
         say(banner(run, folder, prepared, total, time.perf_counter() - began))
         write_manifest(folder, run, prepared, cluster, start)
-        _fit(run, folder, prepared, total, cluster, say)
+        _fit(run, folder, prepared, total, cluster, changed, say)
         summary = write_summary(folder, run, prepared, total)
         write_report(folder)
     return summary
-
-
-def total_steps(run: Run, prepared: Prepared) -> int:
-    """Steps of the run: ``optim.max_steps``, else what ``optim.epochs`` epochs take."""
-    if run.optim.max_steps is not None:
-        return run.optim.max_steps
-    return pipeline.order_of(run, prepared.indexes["train"]).steps(run.optim.epochs, run.batch.micro)
 
 
 def banner(run: Run, folder: Path, prepared: Prepared, total: int, prepare_s: float) -> str:
@@ -108,7 +103,13 @@ def banner(run: Run, folder: Path, prepared: Prepared, total: int, prepare_s: fl
 
 
 def _fit(
-    run: Run, folder: Path, prepared: Prepared, total: int, cluster: clusters.Cluster, say: Callable[[str], None]
+    run: Run,
+    folder: Path,
+    prepared: Prepared,
+    total: int,
+    cluster: clusters.Cluster,
+    changed: dict[str, list[Any]],
+    say: Callable[[str], None],
 ) -> None:
     gpu = clusters.uses_gpu(run, cluster.gpus)
     legs = sum(e["event"] in ("start", "resume") for e in read_lines(folder / "events.jsonl"))
@@ -120,6 +121,7 @@ def _fit(
             "prepared": prepared,
             "total_steps": total,
             "leg": legs,
+            "changed": changed,
         },
         scaling_config=ScalingConfig(
             num_workers=run.ray.workers,

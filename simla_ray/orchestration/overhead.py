@@ -25,7 +25,7 @@ from ray.train import RunConfig, ScalingConfig
 from simla_ray.config.schema import Device, Run
 from simla_ray.data import pipeline
 from simla_ray.data.cursor import Cursor
-from simla_ray.data.order import Position
+from simla_ray.data.order import Order, Position
 from simla_ray.data.packing import Packed
 from simla_ray.errors import UserError
 from simla_ray.orchestration import cluster as clusters
@@ -97,7 +97,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="simla-ray-") as folder:
         log = RunLog(Path(folder), 0, metrics_publisher("benchmark"))
         state = State(0, Cursor.start(run.micro_batches))
-        loop = Loop(run, step, state, [10**9] * run.micro_batches, comm, log, dict, save, {})
+        loop = Loop(run, step, state, Order((10**9,), run.micro_batches, 1, run.seed), comm, log, dict, save, {})
         loop(iter(alternating))
         log.close()
     return alternating.result(run)

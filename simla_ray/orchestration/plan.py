@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from simla_ray.config.enums import ContrastScope
 from simla_ray.config.schema import Run
+from simla_ray.data.cursor import Cursor
 from simla_ray.data.order import Order
 from simla_ray.models.model import Model
+from simla_ray.training.checkpoint import load_state
+
+
+def total_steps(run: Run, order: Order, checkpoint: Path | None) -> int:
+    """Steps of the run: ``optim.max_steps``, else those done and what is left of ``optim.epochs`` epochs takes."""
+    if run.optim.max_steps is not None:
+        return run.optim.max_steps
+    done, cursor = 0, Cursor.start(order.lanes)
+    if checkpoint is not None:
+        state = load_state(checkpoint)
+        done, cursor = state.step, state.cursor.dealt_to(order)
+    return done + order.steps(cursor, run.optim.epochs, run.batch.micro)
 
 
 def plan(run: Run, order: Order, total: int) -> list[str]:

@@ -17,7 +17,7 @@ from simla_ray.data.text import load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import check_local_devices, join, joins
 from simla_ray.orchestration.manifest import fallbacks
-from simla_ray.orchestration.plan import plan
+from simla_ray.orchestration.plan import plan, total_steps
 from simla_ray.orchestration.prepare import (
     SETS,
     build_indexes,
@@ -27,8 +27,9 @@ from simla_ray.orchestration.prepare import (
     world_folder,
     world_uri,
 )
-from simla_ray.orchestration.runs import check_same_run, fresh_name
+from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, find_start, lines_of
+from simla_ray.training.checkpoint import find_checkpoint
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
 FILE_KEYS = ("vision.weights", "text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
@@ -92,7 +93,8 @@ def dry_run(run: Run) -> str:
             kept = f", split {split}" if split else ""
             groups = f"{len(index.units)} row group{'s' * (len(index.units) != 1)}"
             lines.append(f"data       {name}: {len(index)} rows in {groups} of {', '.join(uris)}{kept}")
-    lines += plan(run, order, run.optim.max_steps or order.steps(run.optim.epochs, run.batch.micro))
+    newest = find_checkpoint(run_folder(run) / "checkpoints") if run.name is not None else None
+    lines += plan(run, order, total_steps(run, order, newest))
     lines += [f"differs    {f}" for f in fallbacks(run)]
     lines += lines_of(describe(run))
     lines.append("dry run    nothing was trained; the same command without --dry-run does it")

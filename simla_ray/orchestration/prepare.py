@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from simla_ray.release.source import CODES
 
 SETS = ("train", "val", "test")
 LOOKED_AT = 20
+REPEATED = "repeated.safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Prepared:
     folder: Path
     indexes: dict[str, Index]
     vocabulary: Vocabulary
+    #: (n,) ordinals of training rows whose uid an earlier one has.
+    repeated: np.ndarray = field(default_factory=lambda: pipeline.NONE)
 
     def describe(self, run: Run) -> dict[str, Any]:
         """For the manifest: what the run is trained and judged on."""
@@ -120,9 +123,10 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         start = prepared_of_start(run)
-        captions = pipeline.caption_stream(indexes["train"], run.text.max_words, cpus)
+        captions = pipeline.CaptionPass(indexes["train"], run.text.max_words, cpus)
         given = Vocabulary.load(start).tokenizer if start is not None else None
         build_vocabulary(captions, run.text, given).save(unfinished)
+        save_tensors({"ordinals": torch.from_numpy(captions.repeated)}, unfinished / REPEATED)
         if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():
             if start is not None and (start / CODES).exists():
                 centroids = load_tensors(start / CODES)["centroids"]
@@ -130,7 +134,13 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
                 centroids = torch.from_numpy(_fit_codes(run, indexes["train"], cpus))
             save_tensors({"centroids": centroids}, unfinished / CODES)
         unfinished.rename(folder)
-    return Prepared(folder, indexes, Vocabulary.load(folder))
+    repeated = load_tensors(folder / REPEATED)["ordinals"].numpy()
+    if len(repeated) > run.data.max_drop_fraction * len(indexes["train"]):
+        raise UserError(
+            f"data.max_drop_fraction: {len(repeated)} of {len(indexes['train'])} rows of data.train have the uid of an "
+            f"earlier row, more than the allowed {run.data.max_drop_fraction}"
+        )
+    return Prepared(folder, indexes, Vocabulary.load(folder), repeated)
 
 
 def check_rows(indexes: dict[str, Index]) -> None:

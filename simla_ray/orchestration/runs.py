@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,6 +32,15 @@ def check_same_run(run: Run) -> None:
         raise UserError(
             f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
         )
+
+
+def changed_keys(run: Run) -> dict[str, list[Any]]:
+    """``operational`` keys of an interrupted run that are others now: path -> [before, now]."""
+    stored = run_folder(run) / "config.yaml"
+    if not stored.exists():
+        return {}
+    changed = difference(load_run([stored], presets=False), run, "operational")
+    return {path: [was, now] for path, was, now in changed}
 
 
 def fresh_name(run: Run) -> str:

@@ -20,7 +20,6 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
     evaluation = json.loads((folder / "evaluation.json").read_text())
     events = read_lines(folder / "events.jsonl")
     dropped = {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")}
-    samples = total * run.batch.global_
     summary = {
         "name": run.name,
         "label": run.label,
@@ -29,9 +28,9 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
         "seed": run.seed,
         "steps": total,
         "epochs": train[-1]["epochs"],
-        "samples_seen": samples,
+        "samples_seen": state["samples"],
         "seconds": state["seconds"],
-        "pairs_per_s": samples / state["seconds"],
+        "pairs_per_s": state["samples"] / state["seconds"],
         "data_wait_fraction": state["wait_seconds"] / state["seconds"],
         "world_size": run.ray.workers,
         "restarts": sum(e["event"] == "resume" for e in events),

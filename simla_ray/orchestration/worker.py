@@ -20,6 +20,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.packing import Packed, pack
+from simla_ray.data.prefetch import Prefetched
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
@@ -38,12 +39,16 @@ from simla_ray.training.loop import Loop
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
 
+#: Micro-batches that wait for the step, collated and in pinned memory.
+PREFETCHED = 2
+
 
 def train_worker(config: dict[str, Any]) -> None:
     """Train to the last step, then evaluate the best checkpoint.
 
     Args:
-        config: ``folder`` of the run, ``prepared`` (indexes, vocabulary) and ``total_steps``.
+        config: ``folder`` of the run, its ``name``, ``prepared`` (indexes, vocabulary), ``total_steps``, the number of
+            ``leg``s before this one and the keys ``changed`` since the last.
     """
     folder, prepared, total = Path(config["folder"]), config["prepared"], config["total_steps"]
     run = load_run([folder / "config.yaml"], presets=False)
@@ -60,26 +65,32 @@ def train_worker(config: dict[str, Any]) -> None:
     newest = find_checkpoint(folder / "checkpoints")
     losses = build_losses(run, prepared, device, fresh=newest is None).to(device)
     step = Step(run, losses, total, comm, device)
-    state = State(0, Cursor.start(run.micro_batches))
+    order = pipeline.order_of(run, prepared.indexes["train"])
+    state = State(0, Cursor.start(order.lanes))
     if newest is not None:
-        state = load_checkpoint(newest, run, losses.model, step.optimizer)
+        state = load_checkpoint(newest, losses.model, step.optimizer)
+        state.cursor = state.cursor.dealt_to(order)
     log = None
     if comm.rank == 0:
         log = RunLog(folder, state.step, metrics_publisher(config["name"]))
-        log.event("resume" if config["leg"] else "start", step=state.step, world_size=comm.world)
+        kind, changed = ("resume", {"changed": config["changed"]}) if config["leg"] else ("start", {})
+        log.event(kind, step=state.step, world_size=comm.world, **changed)
 
     loop = Loop(
         run,
         step,
         state,
-        [pipeline.order_of(run, prepared.indexes["train"]).lane_rows(lane) for lane in range(run.micro_batches)],
+        order,
         comm,
         log,
         Validation(run, prepared, losses, comm, device),
         _saver(run, losses.model, step.optimizer, prepared, comm),
         {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")},
     )
-    loop(_stream(run, prepared, state.cursor, total - state.step, comm, device))
+    if state.step < total:
+        stream = Prefetched(_stream(run, prepared, state.cursor, total - state.step, comm, device), PREFETCHED)
+        loop(stream)
+        stream.close()
     _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
     if log is not None:
         log.event("end", step=state.step)
@@ -124,11 +135,11 @@ def _stream(
     run: Run, prepared: Prepared, cursor: Cursor, steps: int, comm: Comm, device: torch.device
 ) -> Iterator[Packed]:
     """This worker's micro-batches, from the cursor on."""
-    if steps == 0:
-        return
     lanes = pipeline.worker_lanes(run.micro_batches, comm.world, comm.rank)
     tasks = max(1, run.data.decode_cpus // comm.world)
-    dataset = pipeline.training_stream(run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks)
+    dataset = pipeline.training_stream(
+        run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks, prepared.repeated
+    )
     # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
     (shard,) = dataset.streaming_split(1)
     blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4)

@@ -43,7 +43,7 @@ def save_checkpoint(
     (folder / "manifest.json").write_text(json.dumps(dict(_checksums(folder)), indent=1))
 
 
-def load_checkpoint(folder: Path, run: Run, model: Model, optimizer: torch.optim.Optimizer) -> State:
+def load_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> State:
     """Bring model and optimiser to where the checkpoint was made.
 
     Args:
@@ -61,7 +61,12 @@ def load_checkpoint(folder: Path, run: Run, model: Model, optimizer: torch.optim
         if name in moments:
             # Cloned out of the file's buffer: vector kernels round differently on memory that is not aligned.
             optimizer.state[parameter] = {m: t.clone().to(parameter.device) for m, t in moments[name].items()}
-    return State.from_json(json.loads((folder / "state.json").read_text()), run.micro_batches)
+    return load_state(folder)
+
+
+def load_state(folder: Path) -> State:
+    """Where the run stood."""
+    return State.from_json(json.loads((folder / "state.json").read_text()))
 
 
 def load_weights(folder: Path, model: Model) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from simla_ray.config.schema import Run
+from simla_ray.data.order import Order
 from simla_ray.data.packing import Packed, check_drops
 from simla_ray.errors import UserError
 from simla_ray.models.compiling import eager
@@ -34,8 +35,7 @@ class Loop:
     """Runs a worker to the last step.
 
     Args:
-        n_rows: rows of the training set, for epochs and the drop limit.
-        lane_rows: rows per epoch of every lane.
+        order: of the training set; for epochs and the drop limit.
         log: on rank 0, else None.
         validate: collective; returns the metrics of a validation, the same on every rank, and leaves the model in
             training mode.
@@ -48,7 +48,7 @@ class Loop:
         run: Run,
         step: Step,
         state: State,
-        lane_rows: list[int],
+        order: Order,
         comm: Comm,
         log: RunLog | None,
         validate: Callable[[], dict[str, float]],
@@ -56,7 +56,7 @@ class Loop:
         known_drops: dict[str, str],
     ):
         self.run, self.step, self.state, self.comm, self.log = run, step, state, comm, log
-        self.lane_rows, self.n_rows = lane_rows, sum(lane_rows)
+        self.order = order
         self.validate, self.save = validate, save
         self.dropped = known_drops
         self.per_worker = run.micro_batches // comm.world
@@ -73,6 +73,7 @@ class Loop:
             self.pending.outputs.append(self.step(state.step, batches))
             self.pending.packed.append(packed)
             state.step += 1
+            state.samples += run.batch.global_
 
             last = state.step == total
             evaluate, store = state.step % run.eval.every_steps == 0, state.step % run.checkpoint.every_steps == 0
@@ -151,7 +152,7 @@ class Loop:
                 )
             lines[-1] |= {
                 "seconds": state.seconds,
-                "epochs": state.cursor.epochs(self.lane_rows),
+                "epochs": state.cursor.epochs(self.order),
                 "pairs_per_s": rate,
                 "data_wait_fraction": wait / elapsed,
                 "dropped": len(self.dropped),
@@ -170,7 +171,7 @@ class Loop:
                 f"train/{n}": lines[-1][n] for n in ("lr", "epochs", "pairs_per_s", "data_wait_fraction", "dropped")
             }
             self.log.scalars(state.step, scalars | lines[-1]["metrics"])
-        check_drops(self.dropped, self.n_rows, run)
+        check_drops(self.dropped, self.order.rows, run)
         self.pending = _Pending()
 
     def _validate(self, *, may_be_best: bool) -> dict[str, float]:

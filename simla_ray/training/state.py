@@ -12,11 +12,14 @@ from simla_ray.data.cursor import Cursor
 class State:
     """``step`` updates are done; the weights have consumed exactly what ``cursor`` says.
 
+    ``samples`` are those of all steps; their number may change between two legs.
+
     There is no random state to keep: every draw derives from (seed, epoch, uid) or (seed, step, micro-batch).
     """
 
     step: int
     cursor: Cursor
+    samples: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
     best_step: int = 0
@@ -27,5 +30,5 @@ class State:
         return asdict(self) | {"cursor": self.cursor.to_json()}
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any], lanes: int) -> State:
-        return cls(**(stored | {"cursor": Cursor.from_json(stored["cursor"], lanes)}))
+    def from_json(cls, stored: dict[str, Any]) -> State:
+        return cls(**(stored | {"cursor": Cursor.from_json(stored["cursor"])}))

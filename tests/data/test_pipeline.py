@@ -3,6 +3,8 @@
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray.data
 
@@ -10,6 +12,7 @@ from simla_ray.config.load import load_run
 from simla_ray.data import pipeline
 from simla_ray.data.codes import kmeans, pixel_patches
 from simla_ray.data.cursor import Cursor
+from simla_ray.data.index import build_index
 from simla_ray.data.order import Position
 from simla_ray.data.packing import pack
 from simla_ray.data.text import clean
@@ -30,20 +33,36 @@ def test_training_stream_is_the_order_from_the_cursor_on(ray_session, world_inde
         if len(packs) == 6:
             break
     expected: list[str] = []
-    for window in order.windows(1, start):
+    for window in order.windows(1, start, {}):
         expected += [f"world-train-{o:06d}" for o in order.ordinals(window)]
         if len(expected) >= 48:
             break
     assert [u for p in packs for u in p.batch.uid] == expected[:48]
-    assert packs[-1].position.epoch * order.lane_rows(1) + packs[-1].position.offset == (
-        start.epoch * order.lane_rows(1) + start.offset + 48
-    )
+    assert packs[-1].position.epoch * 48 + packs[-1].position.offset == (start.epoch * 48 + start.offset + 48)
 
 
 @pytest.mark.ray
 def test_caption_stream_reads_every_caption_in_order(ray_session, world_index, world_rows):
     expected = [clean(c, 30) for row in world_rows["train"] for c in row["captions"]]
-    assert list(pipeline.caption_stream(world_index, 30, 2)) == expected
+    captions = pipeline.CaptionPass(world_index, 30, 2)
+    assert list(captions) == expected
+    assert captions.repeated.tolist() == []
+
+
+@pytest.mark.ray
+def test_caption_pass_finds_uids_that_come_again(ray_session, tmp_path):
+    """In another file too; a row without a uid of its own repeats nobody's."""
+    for name, rows in (("a", [("x", "one"), ("y", "two"), ("x", "...")]), ("b", [("z", "four"), ("y", "five")])):
+        table = {"uid": [uid for uid, _ in rows], "image": [b"png"] * len(rows), "caption": [c for _, c in rows]}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet", row_group_size=2)
+    for folder in ("1/same", "2/same"):
+        (tmp_path / folder).mkdir(parents=True)
+        pq.write_table(pa.table({"image": [b"png"], "caption": ["six"]}), tmp_path / folder / "name.parquet")
+    uris = [str(tmp_path), *(str(tmp_path / f / "name.parquet") for f in ("1/same", "2/same"))]
+    index = build_index(uris, None, [], "data.train")
+    captions = pipeline.CaptionPass(index, 30, 2)
+    assert list(captions) == ["one", "two", "four", "five", "six", "six"]
+    assert captions.repeated.tolist() == [2, 4]
 
 
 @pytest.mark.ray

@@ -65,7 +65,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_losses(tmp_path, vocabulary, 
     with torch.no_grad():
         for parameter in second.model.parameters():
             parameter.add_(1.0)  # nothing of the fresh start may survive
-    assert load_checkpoint(tmp_path / "ckpt", RUN, second.model, second.optimizer) == state
+    assert load_checkpoint(tmp_path / "ckpt", second.model, second.optimizer) == state
     assert begun + run_steps(second, batches, 3, 6) == undisturbed
 
 

@@ -6,7 +6,7 @@ import torch
 from simla_ray.config.load import load_run
 from simla_ray.data.collate import collate
 from simla_ray.data.cursor import Cursor
-from simla_ray.data.order import Position
+from simla_ray.data.order import Order, Position
 from simla_ray.data.packing import Dropped, Packed
 from simla_ray.data.sample import SampleMaker
 from simla_ray.errors import UserError
@@ -52,7 +52,7 @@ def parts(vocabulary, world_rows, tmp_path):
         calls["saved"].append((state.step, metrics["retrieval_r10"]))
 
     log = RunLog(tmp_path, 0)
-    loop = Loop(RUN, step, State(0, Cursor.start(1)), [40], Comm(), log, validate, save, {})
+    loop = Loop(RUN, step, State(0, Cursor.start(1)), Order((40,), 1, 40, 0), Comm(), log, validate, save, {})
     return loop, stream, calls, tmp_path
 
 

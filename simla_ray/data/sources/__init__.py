@@ -17,7 +17,7 @@ from simla_ray.data.sources import files, listed, parquet, tar
 from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
-__all__ = ["Unit", "images_are_files", "list_files", "read_column", "read_rows", "units_of"]
+__all__ = ["Unit", "images_are_files", "list_files", "read_column", "read_rows", "read_words", "units_of"]
 
 READERS = {
     ".parquet": parquet,
@@ -97,6 +97,14 @@ def read_rows(
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
     found = _reader(unit.path).rows(unit, inside, columns, roots)
     return [normalise(row, uid) for row, uid in found]
+
+
+def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str | None, list[Any]]]:
+    """The uid that a row brings itself, if it does, and its captions, of all rows of a unit."""
+    every = np.arange(unit.n) if unit.rows is None else np.asarray(unit.rows)
+    found = _reader(unit.path).rows(unit, every, ("uid", "captions"), roots)
+    rows = [(row.get("uid"), normalise(row, uid)) for row, uid in found]
+    return [(None if own is None else row["uid"], row["captions"]) for own, row in rows]
 
 
 def read_column(unit: Unit, column: str) -> list[Any]:

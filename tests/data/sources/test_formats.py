@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import tarfile
+from dataclasses import astuple, replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import webdataset
 from PIL import Image
@@ -14,7 +16,8 @@ from PIL import Image
 from simla_ray.config.load import load_run
 from simla_ray.data.decode import decode
 from simla_ray.data.index import build_index
-from simla_ray.data.pipeline import WindowReader, order_of
+from simla_ray.data.order import Position
+from simla_ray.data.pipeline import BlockMaker, WindowReader, order_of
 from simla_ray.data.sources import read_column, read_rows
 from simla_ray.errors import UserError
 
@@ -278,9 +281,10 @@ def test_formats_mix_in_one_set_and_bad_rows_are_named(expected, vocabulary, tmp
     (tmp_path / "csv" / "pictures" / "csv-001.jpg").write_bytes(b"<html>")
     uris = [str(tmp_path / name) for name in ("webdataset", "csv/list.csv", "folder")]
     index = build_index(uris, None, [], "data.train")
-    read_window = WindowReader(run, index, order_of(run, index), vocabulary)
-    window = {"lane": np.array([0]), "epoch": np.array([0]), "start": np.array([0]), "stop": np.array([3 * N])}
-    (block,) = read_window(window)
+    order = replace(order_of(run, index), lanes=1)
+    window = next(order.windows(0, Position(), {}))
+    encoded = pa.concat_tables(WindowReader(index, order)(pa.table({"windows": [[astuple(window)]]})))
+    block = BlockMaker(run, vocabulary)(encoded)
     assert sorted(block["uid"]) == sorted(
         f"{name}-{i:03d}" for name in ("webdataset", "csv", "folder") for i in range(N)
     )
