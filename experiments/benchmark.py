@@ -1,8 +1,9 @@
-"""What a step costs, and what Ray Train adds to it.
+"""What a step and its data cost, and what Ray Train adds to it.
 
 python experiments/benchmark.py step            # ours against an unfused step, other methods, and single savings undone
 python experiments/benchmark.py step --json
 python experiments/benchmark.py overhead
+python experiments/benchmark.py data           # the stream against a torch DataLoader and a plain loop
 """
 
 import sys

@@ -32,6 +32,7 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
         "seconds": state["seconds"],
         "pairs_per_s": state["samples"] / state["seconds"],
         "data_wait_fraction": state["wait_seconds"] / state["seconds"],
+        "first_batch_s": [e["seconds"] for e in events if e["event"] == "first_batch"],
         "world_size": run.ray.workers,
         "restarts": sum(e["event"] == "resume" for e in events),
         "best_step": state["best_step"],

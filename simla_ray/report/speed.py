@@ -91,3 +91,30 @@ def overhead_lines(result: Mapping[str, Any]) -> str:
         f"({100 * low:.1f} .. {100 * high:.1f} % in half of the {result['rounds']} rounds), "
         f"{100 * result['cpu_overhead']:.1f} % in CPU seconds."
     )
+
+
+def ingest_tables(result: Mapping[str, Any], wanted: int) -> str:
+    """The result of ``measure_ingest``: a table for each size of the JPEGs, and what more decode CPUs bring.
+
+    Args:
+        wanted: pairs/s for which the cores are counted.
+    """
+    blocks = []
+    for side, found in ((side, found) for side, found in result.items() if side != "scaling"):
+        rates = found["pairs_per_s"]
+        (_, ours), *_ = rates.items()
+        rows = [[name, f"{rate:,.0f}", f"{ours / rate:.2f}"] for name, rate in rates.items()]
+        blocks.append(aligned([[f"{found['rows']:,} JPEGs of {side} px", "pairs/s", "ours over it"], *rows]))
+        memory = ""
+        if found["memory_growth"] is not None:
+            memory = f"; memory {number(found['memory_bytes'] / GIB)} GiB, {found['memory_growth']:+.1%} in the epoch"
+        blocks.append(f"{found['tasks']} processes each; first batch after {found['first_batch_s']:.1f} s{memory}.")
+    rows = [
+        [str(row["decode_cpus"]), f"{row['pairs_per_s']:,.0f}", f"{row['pairs_per_s'] / row['decode_cpus']:,.0f}"]
+        for row in result["scaling"]
+    ]
+    blocks.append(aligned([["data.decode_cpus", "pairs/s", "each"], *rows]))
+    most = max(result["scaling"], key=lambda row: row["decode_cpus"])
+    cores = wanted / (most["pairs_per_s"] / most["decode_cpus"])
+    blocks.append(f"{wanted:,} pairs/s need about {cores:.1f} such cores for data beside those of the workers.")
+    return "\n\n".join(blocks)

@@ -3,7 +3,7 @@
 metrics.jsonl    one line per step (kind "train") and per validation (kind "val")
 dropped.jsonl    rows that could not be used, each time they were passed
 consumed.jsonl   with ``data.audit``: every sample of every step
-events.jsonl     start, resume, checkpoint, end, with the time of day
+events.jsonl     start, resume, first_batch, checkpoint, evaluation, end, with the time of day
 tensorboard/     the same scalars
 """
 

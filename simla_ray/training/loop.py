@@ -65,10 +65,14 @@ class Loop:
     def __call__(self, stream: Iterator[Packed]) -> State:
         run, state, total = self.run, self.state, self.step.total
         self.step.losses.train()
+        first = state.step
         while state.step < total:
             began = time.perf_counter()
             packed = [self._next(stream) for _ in range(self.per_worker)]
-            self.pending.wait_s += time.perf_counter() - began
+            waited = time.perf_counter() - began
+            self.pending.wait_s += waited
+            if state.step == first and self.log is not None:
+                self.log.event("first_batch", step=first, seconds=round(waited, 3))
             batches = [(p.lane, p.batch.to(self.step.device)) for p in packed]
             self.pending.outputs.append(self.step(state.step, batches))
             self.pending.packed.append(packed)

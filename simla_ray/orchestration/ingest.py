@@ -1,0 +1,325 @@
+"""How fast samples come: our stream against a torch DataLoader and a plain loop that make the same samples.
+
+All of them do the same work on the same JPEGs with as many processes: decode, crop, flip, RandAugment, tokenise, mask.
+The DataLoader reads single files and collates in its workers, with and without decoding JPEGs at reduced scale; the
+plain loop hands its samples to nobody, so it is what the processors give at best.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from simla_ray.config.load import load_run
+from simla_ray.config.schema import Run
+from simla_ray.data import pipeline
+from simla_ray.data.augment import Wanted
+from simla_ray.data.collate import collate
+from simla_ray.data.cursor import Cursor
+from simla_ray.data.index import Index, build_index
+from simla_ray.data.packing import pack
+from simla_ray.data.prefetch import Prefetched
+from simla_ray.data.sample import SampleMaker
+from simla_ray.data.text import Vocabulary, build_vocabulary
+from simla_ray.errors import UserError
+from simla_ray.orchestration.worker import PREFETCHED
+
+#: Side of the JPEGs in pixels -> how many of them an epoch has.
+ROWS = {256: 20_000, 1024: 5_000}
+#: The tower's side, pixels; the size of the published model.
+TOWER_PX = 256
+MICRO = 64
+#: Pictures that differ; the others repeat their bytes.
+DISTINCT = 64
+ROW_GROUP_BYTES = 2**23
+OURS, TWIN, TWIN_DRAFT, PLAIN = "simla_ray", "DataLoader", "DataLoader, reduced decoding", "plain loop"
+#: Parts of an epoch at which memory is looked at.
+LOOKS = 10
+WORDS = "a the red green small large dog cat bicycle stands jumps over beside behind water grass street two".split()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Args:
+        px: sides of the JPEGs.
+        rows: JPEGs of an epoch; None: ``ROWS``.
+        rounds: epochs of every contender that count, after a short one that warms up.
+        tasks: processes that make samples.
+
+    Raises:
+        UserError: a value that cannot be; names the option.
+    """
+
+    px: tuple[int, ...] = tuple(ROWS)
+    rows: int | None = None
+    rounds: int = 1
+    tasks: int = 2
+
+    def __post_init__(self) -> None:
+        for side in self.px:
+            if side not in ROWS:
+                raise UserError(f"--px: {side} is not one of {', '.join(map(str, ROWS))}")
+        for name, least, most in (("rows", 4 * MICRO, 10**7), ("rounds", 1, 100), ("tasks", 1, 1024)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise UserError(f"--{name}: {value} is not in {least}..{most}")
+
+
+def measure_ingest(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure what the plan asks for, contenders in turn within a round, and say how it goes.
+
+    Returns:
+        what ``--json`` prints: by the side of the JPEGs the figures of every contender and ``ratio_to_dataloader``
+        (pairs/s of ours over the DataLoader's without reduced decoding), ``ratio_to_dataloader_reduced``,
+        ``ratio_to_pillow``, ``first_batch_s`` and ``memory_growth``; and ``scaling`` over decode CPUs.
+    """
+    pipeline.connect(None, plan.tasks + 2)
+    pipeline.quiet()
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="simla-ray-") as folder:
+        for side in plan.px:
+            workshop = _Workshop.build(Path(folder) / str(side), side, plan.rows or ROWS[side], plan.tasks, say)
+            result[str(side)] = _measure(workshop, plan.rounds, say)
+            if side == plan.px[0]:
+                result["scaling"] = _scaling(workshop, say)
+    return result
+
+
+@dataclass
+class _Workshop:
+    """Data of one size and the contenders over it; each makes an epoch and says what it saw."""
+
+    run: Run
+    index: Index
+    vocabulary: Vocabulary
+    files: list[dict[str, Any]]
+    side: int
+    rows: int
+    tasks: int
+
+    @classmethod
+    def build(cls, folder: Path, side: int, rows: int, tasks: int, say: Callable[[str], None]) -> _Workshop:
+        say(f"write      {rows} JPEGs of {side} px")
+        folder.mkdir()
+        rng = np.random.default_rng(side)
+        jpegs = [_jpeg(rng, side) for _ in range(DISTINCT)]
+        for i, jpeg in enumerate(jpegs):
+            (folder / f"{i}.jpg").write_bytes(jpeg)
+        captions = [" ".join(rng.choice(WORDS, int(rng.integers(6, 14)))) for _ in range(rows)]
+        group = max(1, ROW_GROUP_BYTES // len(jpegs[0]))
+        schema = pa.schema({"uid": pa.string(), "image": pa.binary(), "caption": pa.string()})
+        with pq.ParquetWriter(folder / "train.parquet", schema, compression="none") as writer:
+            for start in range(0, rows, group):
+                numbers = range(start, min(start + group, rows))
+                images = [jpegs[i % DISTINCT] for i in numbers]
+                writer.write_table(
+                    pa.table([[f"{i:08d}" for i in numbers], images, captions[start : numbers.stop]], schema=schema)
+                )
+        run = load_run(
+            overrides={
+                "size": "base", "text.vocab": "train", "vision.pretrained": False, "text.weights": None,
+                "codes.kind": "pixels", "codes.source": None, "codes.n": 256, "vision.image_px": TOWER_PX,
+                "batch.micro": MICRO, "batch.global": 2 * MICRO, "queue": 0, "data.decode_cpus": tasks,
+                "data.train": [str(folder / "train.parquet")], "data.val": [str(folder / "train.parquet")],
+            }
+        )  # fmt: skip
+        index = build_index(run.data.train, None, [], "data.train")
+        files = [
+            {"uid": f"{i:08d}", "image_id": f"{i:08d}", "image": folder / f"{i % DISTINCT}.jpg", "captions": [caption]}
+            for i, caption in enumerate(captions)
+        ]
+        return cls(run, index, build_vocabulary(captions, run.text), files, side, rows, tasks)
+
+    def ours(self, rows: int, tasks: int | None = None, look: bool = False) -> _Epoch:
+        """Our stream as a worker takes it."""
+        run, lanes = self.run, list(range(self.run.micro_batches))
+        steps = rows // run.batch.global_
+        began = time.perf_counter()
+        dataset = pipeline.training_stream(
+            run, self.index, self.vocabulary, lanes, Cursor.start(len(lanes)), steps, tasks or self.tasks
+        )
+        (shard,) = dataset.streaming_split(1)
+        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4)
+        stream = Prefetched(pack(blocks, lanes, run, self.rows), PREFETCHED)
+        epoch = _Epoch()
+        for number in range(steps * len(lanes)):
+            next(stream)
+            if number == 0:
+                epoch.first_batch_s = time.perf_counter() - began
+            epoch.pairs += MICRO
+            if look and (number + 1) * LOOKS % (steps * len(lanes)) < LOOKS:
+                epoch.memory.append(_memory())
+        epoch.seconds = time.perf_counter() - began
+        stream.close()
+        return epoch
+
+    def loader(self, reduced: bool) -> Callable[[int], _Epoch]:
+        """A torch DataLoader, its workers kept over epochs."""
+        maker = SampleMaker if reduced else _FullScale
+        made = {}
+
+        def epoch_of(rows: int) -> _Epoch:
+            if rows not in made:
+                data = _Files(self.files[:rows], self.run, self.vocabulary, maker)
+                made[rows] = DataLoader(
+                    data, MICRO, shuffle=True, num_workers=self.tasks, persistent_workers=True, drop_last=True,
+                    collate_fn=data.collate,
+                )  # fmt: skip
+            began, epoch = time.perf_counter(), _Epoch()
+            for batch in made[rows]:
+                if not epoch.pairs:
+                    epoch.first_batch_s = time.perf_counter() - began
+                epoch.pairs += len(batch.image)
+            epoch.seconds = time.perf_counter() - began
+            return epoch
+
+        return epoch_of
+
+    def plain(self, rows: int) -> _Epoch:
+        """Loops in processes of their own."""
+        began = time.perf_counter()
+        context = multiprocessing.get_context("fork")
+        loops = [
+            context.Process(target=_loop, args=(self.files[n : rows : self.tasks], self.run, self.vocabulary))
+            for n in range(self.tasks)
+        ]
+        for loop in loops:
+            loop.start()
+        for loop in loops:
+            loop.join()
+        return _Epoch(rows, time.perf_counter() - began)
+
+
+@dataclass
+class _Epoch:
+    pairs: int = 0
+    seconds: float = 0.0
+    first_batch_s: float | None = None
+    memory: list[int] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.pairs / self.seconds
+
+
+class _FullScale(SampleMaker):
+    """Decodes every pixel."""
+
+    def _reduction(self, wanted: Sequence[Wanted]) -> int:
+        return 1
+
+
+class _Files(Dataset):
+    def __init__(self, rows: list[dict[str, Any]], run: Run, vocabulary: Vocabulary, maker: type[SampleMaker]):
+        self.rows, self.run, self.make = rows, run, maker(run, vocabulary, training=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[str, dict[str, np.ndarray]]:
+        return self.rows[i]["uid"], self.make(self.rows[i], 0)
+
+    def collate(self, samples: list[tuple[str, dict[str, np.ndarray]]]) -> Any:
+        return collate([sample for _, sample in samples], self.run, [uid for uid, _ in samples], [0] * len(samples))
+
+
+def _loop(rows: list[dict[str, Any]], run: Run, vocabulary: Vocabulary) -> None:
+    torch.set_num_threads(1)
+    make = SampleMaker(run, vocabulary, training=True)
+    for row in rows:
+        make(row, 0)
+
+
+def _measure(workshop: _Workshop, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    contenders: dict[str, Callable[[int], _Epoch]] = {
+        OURS: lambda rows: workshop.ours(rows, look=True),
+        TWIN: workshop.loader(reduced=False),
+        TWIN_DRAFT: workshop.loader(reduced=True),
+        PLAIN: workshop.plain,
+    }
+    epochs: dict[str, list[_Epoch]] = {name: [] for name in contenders}
+    for name, epoch_of in contenders.items():
+        epoch_of(8 * MICRO)  # warms up
+    for number in range(rounds):
+        for name, epoch_of in list(contenders.items())[:: 1 if number % 2 == 0 else -1]:
+            epochs[name].append(epoch_of(workshop.rows))
+            say(f"{workshop.side:>5} px   {name}: {epochs[name][-1].rate:,.0f} pairs/s")
+
+    def ratio(other: str) -> float:
+        return statistics.median(a.rate / b.rate for a, b in zip(epochs[OURS], epochs[other], strict=True))
+
+    memory = epochs[OURS][-1].memory
+    return {
+        "rows": workshop.rows,
+        "tasks": workshop.tasks,
+        "rounds": rounds,
+        "ratio_to_dataloader": ratio(TWIN),
+        "ratio_to_dataloader_reduced": ratio(TWIN_DRAFT),
+        "ratio_to_pillow": ratio(PLAIN),
+        "first_batch_s": max(epoch.first_batch_s or 0.0 for epoch in epochs[OURS]),
+        "memory_growth": max(memory[1:]) / memory[0] - 1 if len(memory) > 1 else None,
+        "memory_bytes": max(memory, default=None),
+        "pairs_per_s": {name: statistics.median(e.rate for e in of) for name, of in epochs.items()},
+    }
+
+
+def _scaling(workshop: _Workshop, say: Callable[[str], None]) -> list[dict[str, float]]:
+    """Our stream with 1, 2, 4, ... tasks, up to as many as there are cores."""
+    rows = min(workshop.rows, 4096)
+    found = []
+    for tasks in _doubled(psutil.cpu_count() or 1):
+        rate = workshop.ours(rows, tasks).rate
+        say(f"{workshop.side:>5} px   {tasks} decode CPUs: {rate:,.0f} pairs/s")
+        found.append({"decode_cpus": tasks, "pairs_per_s": rate})
+    return found
+
+
+def _doubled(most: int) -> Iterator[int]:
+    n = 1
+    while n < most:
+        yield n
+        n *= 2
+    yield most
+
+
+def _memory() -> int:
+    """Bytes that this process, those of its Ray and the object store hold together, each page counted once."""
+    processes = psutil.Process().children(recursive=True)
+    total = 0
+    for process in [psutil.Process(), *processes]:
+        try:
+            total += process.memory_full_info().uss
+        except psutil.Error:
+            continue  # it has just ended
+    return total + psutil.virtual_memory().shared
+
+
+def _jpeg(rng: np.random.Generator, side: int) -> bytes:
+    """A picture with detail at every scale, as photographs have it."""
+    image = np.zeros((side, side, 3), dtype=np.float32)
+    cells = 4
+    while cells <= side:
+        coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        image += (np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) - 128) / cells**0.6
+        cells *= 2
+    image = (image - image.min()) / np.ptp(image) * 255
+    buffer = io.BytesIO()
+    Image.fromarray(image.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
