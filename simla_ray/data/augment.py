@@ -1,5 +1,6 @@
 """Crop, flip and RandAugment of the pretraining (official ``dataset/__init__.py``), with all draws from a given
-generator.
+generator. A view is drawn first and rendered later, so that between the two the picture is decoded no larger than the
+views need.
 
 The visual codes must describe the very patches the tower sees, so crop, flip and geometric ops are shared; colour ops
 come after them and touch only the tower's image. (The official code draws an independent second view for the codes and
@@ -9,12 +10,14 @@ mixes geometric and colour ops in any order; ``mim.crop: independent`` gives the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from simla_ray.config.schema import Augment, Data
+from simla_ray.data.decode import REDUCTIONS, Box
 
 GREY = (128, 128, 128)
 GEOMETRIC = ("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -23,36 +26,74 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What was drawn for one view: ``box`` in pixels of the picture at full scale, RandAugment's ops with their levels
+    -1..1.
+    """
+
+    box: Box
+    flipped: bool
+    ops: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class View:
     """One augmented view: ``image`` for the tower, ``plain`` the same geometry without colour ops, both PIL."""
 
     image: Image.Image
     plain: Image.Image
-    flipped: bool
 
 
-def training_view(image: Image.Image, px: int, data: Data, may_flip: bool, rng: np.random.Generator) -> View:
-    """Random resized crop to (px, px), flip with probability 1/2 where allowed, RandAugment."""
-    image = image.resize((px, px), BICUBIC, box=_crop_box(image.size, data.crop_scale_min, rng))
+def draw_view(size: tuple[int, int], data: Data, may_flip: bool, rng: np.random.Generator) -> Drawn:
+    """Random resized crop, flip with probability 1/2 where allowed, RandAugment; nothing is decoded for it.
+
+    Args:
+        size: (width, height) of the upright picture at full scale.
+    """
+    box = _crop_box(size, data.crop_scale_min, rng)
     flipped = bool(rng.random() < 0.5) and may_flip
-    if flipped:
-        image = ImageOps.mirror(image)
     if data.augment is Augment.crop:
-        return View(image, image, flipped)
+        return Drawn(box, flipped, ())
     names = GEOMETRIC + (COLOUR if data.augment is Augment.full else ())
-    drawn = [
-        (names[int(rng.integers(len(names)))], 1 if rng.random() < 0.5 else -1)
+    ops = tuple(
+        (names[int(rng.integers(len(names)))], (1 if rng.random() < 0.5 else -1) * data.augment_magnitude / 10)
         for _ in range(data.augment_ops)
         if rng.random() < data.augment_p
-    ]
-    for name, sign in drawn:
+    )
+    return Drawn(box, flipped, ops)
+
+
+def reduction_for(wanted: Iterable[tuple[Drawn, int]]) -> int:
+    """The largest reduction, 1 for none, that leaves every view's box at least (px, px) pixels.
+
+    Args:
+        wanted: views with their px.
+    """
+    room = math.inf
+    for drawn, px in wanted:
+        left, upper, right, lower = drawn.box
+        room = min(room, (right - left) / px, (lower - upper) / px)
+    return next((r for r in REDUCTIONS if r <= room), 1)
+
+
+def render_view(image: Image.Image, box: Box, px: int, drawn: Drawn) -> View:
+    """The drawn view at (px, px).
+
+    Args:
+        image: upright RGB, at any scale.
+        box: the drawn one, in its pixels.
+    """
+    image = image.resize((px, px), BICUBIC, box=box)
+    if drawn.flipped:
+        image = ImageOps.mirror(image)
+    for name, level in drawn.ops:
         if name in GEOMETRIC:
-            image = _geometric(image, name, sign * data.augment_magnitude / 10)
+            image = _geometric(image, name, level)
     plain = image
-    for name, _ in drawn:
+    for name, level in drawn.ops:
         if name in COLOUR:
-            image = _colour(image, name, data.augment_magnitude / 10)
-    return View(image, plain, flipped)
+            image = _colour(image, name, abs(level))
+    return View(image, plain)
 
 
 def evaluation_view(image: Image.Image, px: int) -> Image.Image:
@@ -65,7 +106,7 @@ def to_array(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
 
-def _crop_box(size: tuple[int, int], scale_min: float, rng: np.random.Generator) -> tuple[float, float, float, float]:
+def _crop_box(size: tuple[int, int], scale_min: float, rng: np.random.Generator) -> Box:
     """A box of scale_min..1 of the area and aspect 3/4..4/3 (torchvision's RandomResizedCrop), else the whole image."""
     width, height = size
     for _ in range(10):

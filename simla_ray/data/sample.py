@@ -12,11 +12,19 @@ from typing import Any
 import numpy as np
 
 from simla_ray.config.schema import Augment, CodesKind, Flip, MimCrop, Run
-from simla_ray.data.augment import evaluation_view, to_array, training_view
-from simla_ray.data.decode import DropRow, decode
+from simla_ray.data.augment import draw_view, evaluation_view, reduction_for, render_view, to_array
+from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.draws import rng_for, stable_hash
 from simla_ray.data.masking import mask_patches, mask_words
-from simla_ray.data.text import Vocabulary, clean, keyword_candidates, keyword_prior, load_stop_words, names_a_side
+from simla_ray.data.text import (
+    Encoded,
+    Vocabulary,
+    clean,
+    keyword_candidates,
+    keyword_prior,
+    load_stop_words,
+    names_a_side,
+)
 
 Sample = dict[str, np.ndarray]
 
@@ -47,52 +55,60 @@ class SampleMaker:
         ``epoch`` and ``time``: see ``rng_for``.
 
         Raises:
-            DropRow: image_missing, image_unreadable, image_too_large, caption_empty, or the reader's reason.
+            DropRow: caption_empty, those of ``EncodedImage``, or the reader's reason.
         """
         if isinstance(row["image"], str):  # the reader's reason comes before what follows from it
             raise DropRow(row["image"])
         rng = rng_for(self.run.seed, epoch, row["uid"], time)
-        caption = self._caption(row["captions"], rng)
+        caption, encoded = self._caption(row["captions"], rng)
         picture = self._picture(row["image"], caption, rng)
         sample = {"image": picture.image, "image_id": np.int64(stable_hash(row["image_id"]))}
         if picture.code_image is not None:
             sample["code_image"] = picture.code_image
-        sample |= self._text(caption, rng)
+        sample |= self._text(encoded, rng)
         mim = self.run.objectives.mim
         if mim is not None and "mim" in self.on:
             grid = self.run.grid
             sample["patch_mask"] = mask_patches(grid, int(mim.mask_ratio * grid**2), rng)
         return sample
 
-    def _caption(self, captions: Sequence[str], rng: np.random.Generator) -> str:
-        """One cleaned caption: drawn in training, the first in validation; an empty one gives way to the next."""
+    def _caption(self, captions: Sequence[str], rng: np.random.Generator) -> tuple[str, Encoded]:
+        """One cleaned caption: drawn in training, the first in validation; one without a token gives way."""
         order = rng.permutation(len(captions)) if self.training else range(len(captions))
         for i in order:
-            if captions[i] and (caption := clean(str(captions[i]), self.run.text.max_words)):
-                return caption
+            if caption := clean(captions[i], self.run.text.max_words):
+                encoded = self.vocabulary.encode(caption, self.run.text.max_tokens)
+                if len(encoded.ids) > 1:
+                    return caption, encoded
         raise DropRow("caption_empty")
 
     def _picture(self, image: Any, caption: str, rng: np.random.Generator) -> Picture:
         data, px = self.run.data, self.run.vision.image_px
-        decoded = decode(image, data.max_pixels)
+        encoded = EncodedImage(image, data.max_pixels)
         if not self.training:
+            decoded = encoded.rgb()
             plain = to_array(evaluation_view(decoded, self.code_px)) if self.code_px else None
             return Picture(to_array(evaluation_view(decoded, px)), plain)
         may_flip = data.hflip is Flip.always or (data.hflip is Flip.caption_safe and not names_a_side(caption))
-        view = training_view(decoded, px, data, may_flip, rng)
-        if not self.code_px:
-            return Picture(to_array(view.image), None)
         mim = self.run.objectives.mim
-        if mim is not None and mim.crop is MimCrop.independent:
-            plain = training_view(decoded, self.code_px, data, may_flip, rng).image
-        else:
-            plain = view.plain if self.code_px == px else evaluation_view(view.plain, self.code_px)
-        return Picture(to_array(view.image), to_array(plain))
+        independent = bool(self.code_px) and mim is not None and mim.crop is MimCrop.independent
+        wanted = [
+            (draw_view(encoded.size, data, may_flip, rng), side) for side in (px, *([self.code_px] * independent))
+        ]
+        decoded, boxes = encoded.reduced(reduction_for(wanted), [drawn.box for drawn, _ in wanted])
+        parts = zip(boxes, wanted, strict=True)
+        view, *other = [render_view(decoded, box, side, drawn) for box, (drawn, side) in parts]
+        shown = to_array(view.image)
+        if not self.code_px:
+            return Picture(shown, None)
+        if other:
+            return Picture(shown, to_array(other[0].image))
+        of_codes = view.plain if self.code_px == px else evaluation_view(view.plain, self.code_px)
+        return Picture(shown, shown if of_codes is view.image else to_array(of_codes))
 
-    def _text(self, caption: str, rng: np.random.Generator) -> Sample:
-        text, vocabulary = self.run.text, self.vocabulary
-        encoded = vocabulary.encode(caption, text.max_tokens)
-        n, length = len(encoded.ids), text.max_tokens
+    def _text(self, encoded: Encoded, rng: np.random.Generator) -> Sample:
+        vocabulary = self.vocabulary
+        n, length = len(encoded.ids), self.run.text.max_tokens
         out: Sample = {
             "n_tokens": np.int64(n),
             "token_ids": _pad(encoded.ids, length, vocabulary.pad_id),

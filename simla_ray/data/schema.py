@@ -65,19 +65,75 @@ def _names(present: Iterable[str]) -> dict[str, str]:
 
 
 def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
-    """A row under our names: captions a list, phrases with text, uid and image_id always there."""
+    """A row under our names: captions a list of text, phrases with text, uid and image_id always there.
+
+    A column that is not what it should be costs the row: its image becomes the reason, and the column is empty.
+    """
     row = dict(row)
-    row["uid"] = uid if row.get("uid") is None else _utf8(row["uid"])
-    row["image_id"] = row["uid"] if row.get("image_id") is None else _utf8(row["image_id"])
+    row["uid"] = _name(row.get("uid")) or _utf8(uid)
+    row["image_id"] = _name(row.get("image_id")) or row["uid"]
     if isinstance(row.get("image"), Mapping):  # Hugging Face's image feature; its path is somebody else's
         row["image"] = row["image"].get("bytes")
     captions = row.get("captions")
-    row["captions"] = list(captions) if isinstance(captions, list) else [] if captions is None else [captions]
-    if any(isinstance(c, str) and c != _utf8(c) for c in row["captions"]):
-        row |= {"image": "caption_not_utf8", "captions": []}
+    captions = captions if isinstance(captions, list) else [] if captions is None else [captions]
+    try:
+        row["captions"] = [_caption(caption) for caption in captions]
+    except _NotACaption as wrong:
+        row |= {"image": str(wrong), "captions": []}
+    for name, is_one in _ENTRIES.items():
+        if row.get(name) is not None and not (isinstance(row[name], list) and all(map(is_one, row[name]))):
+            row |= {"image": f"{name}_unreadable", name: []}
     if row.get("phrases"):
-        row["phrases"] = [{"text": p.get("text") or p.get("phrase"), "boxes": p["boxes"]} for p in row["phrases"]]
+        row["phrases"] = [{"text": _phrase(p), "boxes": p.get("boxes")} for p in row["phrases"]]
     return row
+
+
+def _name(value: Any) -> str:
+    """As text; empty where there is none, for a structure names nothing."""
+    if value is None or isinstance(value, Mapping | list):
+        return ""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else _utf8(value)
+
+
+class _NotACaption(Exception):
+    """Says the reason."""
+
+
+def _caption(value: Any) -> str:
+    """As text; empty where there is none. Numbers are text that a list forgot to quote."""
+    if value is None or value != value:  # NaN is what pandas makes of a missing one
+        return ""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, str | int | float):
+        raise _NotACaption("caption_not_text")
+    if _utf8(value) != str(value):
+        raise _NotACaption("caption_not_utf8")
+    return str(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value == _utf8(value)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(x, int | float) for x in value)
+
+
+def _is_phrase(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    text, boxes = _phrase(value), value.get("boxes")
+    has_boxes = boxes is None or (isinstance(boxes, list) and all(map(_is_box, boxes)))
+    return has_boxes and (text is None or _is_text(text))
+
+
+def _phrase(phrase: Mapping[str, Any]) -> Any:
+    return phrase.get("text") or phrase.get("phrase")
+
+
+#: Columns that are lists -> what one entry is.
+_ENTRIES = {"keywords": _is_text, "phrases": _is_phrase, "boxes": _is_box, "box_labels": _is_text}
 
 
 def _utf8(value: Any) -> str:

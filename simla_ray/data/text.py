@@ -16,6 +16,8 @@ from tokenizers import BertWordPieceTokenizer, Tokenizer
 from simla_ray.config.schema import KeywordSelect, Psl, Text
 from simla_ray.errors import UserError
 
+#: Longer words are cut: what has none of the spaces of a caption is none, and a vocabulary knows no such word.
+MAX_LETTERS = 1000
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACED = re.compile(r"[-/\s]+")
@@ -25,11 +27,11 @@ SIDES = frozenset({"left", "right", "leftmost", "rightmost", "lefthand", "righth
 
 def clean(caption: str, max_words: int) -> str:
     """Official ``pre_caption``: lower case, punctuation deleted, - and / to spaces, <person> to person,
-    first words only.
+    first words only; ours: words of more than ``MAX_LETTERS`` are cut.
     """
     caption = caption.lower().replace("<person>", "person")
     words = _SPACED.sub(" ", _DELETED.sub("", caption)).split()
-    return " ".join(words[:max_words])
+    return " ".join(word[:MAX_LETTERS] for word in words[:max_words])
 
 
 def names_a_side(caption: str) -> bool:
@@ -70,16 +72,14 @@ class Vocabulary:
     def encode(self, cleaned: str, max_tokens: int) -> Encoded:
         """Encode a cleaned caption; everything after ``max_tokens`` is cut."""
         encoding = self.tokenizer.encode(cleaned, add_special_tokens=False)
-        ids = np.array([self.cls_id, *encoding.ids], dtype=np.int64)
-        word_of = [-1, *encoding.word_ids]
-        starts, first = [], {}
-        for position, word in enumerate(word_of):
+        kept = max_tokens - 1  # one word may have a million pieces
+        ids = np.array([self.cls_id, *encoding.ids[:kept]], dtype=np.int64)
+        starts: list[int] = []
+        first: dict[int, int] = {}
+        for position, word in enumerate([-1, *encoding.word_ids[:kept]]):
             starts.append(first.setdefault(word, position))
-        offsets = [(0, 0), *encoding.offsets]
-        words = [""] * len(ids)
-        for position in range(1, len(ids)):
-            words[position] = _word_at(cleaned, offsets[position][0])
-        return Encoded(ids[:max_tokens], np.array(starts[:max_tokens]), words[:max_tokens], len(ids) > max_tokens)
+        words = ["", *(_word_at(cleaned, start) for start, _ in encoding.offsets[:kept])]
+        return Encoded(ids, np.array(starts), words, len(encoding.ids) > kept)
 
     def word_ids(self, word: str) -> list[int]:
         """Pieces of a single word."""

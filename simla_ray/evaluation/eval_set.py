@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from simla_ray.config.schema import Run
-from simla_ray.data.decode import DropRow
+from simla_ray.data.decode import DropRow, upright_size
 from simla_ray.data.sample import Sample
 from simla_ray.data.text import clean
 from simla_ray.data.world import satisfies
@@ -264,6 +264,5 @@ def _merge(first: Item, other: Item) -> Item:
 def _aspect(image: bytes | Path) -> float:
     """Width over height, turned as EXIF says; from the header alone."""
     with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        width, height = opened.size
-        turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return height / width if turned else width / height
+        width, height = upright_size(opened)
+    return width / height

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from simla_ray.config.schema import Run
 from simla_ray.data.augment import evaluation_view, to_array
-from simla_ray.data.decode import DropRow, decode
+from simla_ray.data.decode import DropRow, decode, to_rgb
 from simla_ray.data.text import Vocabulary, load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.evaluation.grounding import grad_cam
@@ -191,7 +191,7 @@ def _rgb(image: Picture, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise DropRow("image_too_large")
     try:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return to_rgb(image)
     except (OSError, ValueError, SyntaxError):  # a file that Pillow had opened, but not yet read
         raise DropRow("image_unreadable") from None
 

@@ -26,7 +26,7 @@ def test_unusable_rows_are_counted_and_left_out(scorer, world_rows):
 
 def test_nothing_usable_is_an_error_that_says_why(scorer, world_rows):
     row = dict(world_rows["test"][0], image=b"")
-    with pytest.raises(UserError, match=r"data\.test.*image_missing 1"):
+    with pytest.raises(UserError, match=r"data\.test.*image_empty 1"):
         EvalSet.load(scorer, [row], Work())
     with pytest.raises(UserError, match="there are none"):
         EvalSet.load(scorer, [], Work())

@@ -85,7 +85,7 @@ def _inside(path: str, roots: Sequence[Path]) -> Path | str:
                     return candidate
                 reason = "image_missing"
                 continue
-        except (OSError, ValueError):  # a name that no file system takes
+        except (OSError, ValueError, RuntimeError):  # a name that no file system takes, or links in a circle
             return "image_missing"
         reason = "image_outside_roots"
     return reason
@@ -105,8 +105,17 @@ def _parse(path: str, changed_ns: int, size: int) -> list[Entry]:
         if file.suffix == ".json":
             return _json(file)
         return _table(file)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {_said(error)}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: not a readable {file.suffix[1:].upper()} file ({error})") from None
+
+
+def _said(error: json.JSONDecodeError) -> str:
+    """What is wrong with a JSON file; Python's words for the most frequent mistake name everything but the comma."""
+    if error.doc[: error.pos].rstrip().endswith(",") and error.doc[error.pos : error.pos + 1] in ("]", "}"):
+        return f"not a readable JSON file (a comma before {error.doc[error.pos]})"
+    return f"not a readable JSON file ({error.msg})"
 
 
 def _json(file: Path) -> list[Entry]:
@@ -124,20 +133,24 @@ def _json(file: Path) -> list[Entry]:
 
 def _coco(found: dict[str, Any], where: str) -> list[Entry]:
     """A row per image, with all its captions, in the order of ``images``."""
-    captions: dict[Any, list[str]] = {}
+    for part in ("images", "annotations", "licenses"):
+        listed = found.get(part) or []
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise UserError(f"{where}: {part} is not a list of objects, as in the captions file of COCO")
+    captions: dict[str, list[Any]] = {}
     for annotation in found.get("annotations") or ():
         if "caption" not in annotation or "image_id" not in annotation:
             raise UserError(f"{where}: annotations without image_id and caption; give the captions file of COCO")
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    licenses = {entry.get("id"): entry.get("name") for entry in found.get("licenses") or ()}
+        captions.setdefault(str(annotation["image_id"]), []).append(annotation["caption"])
+    licenses = {str(entry["id"]): entry.get("name") for entry in found.get("licenses") or () if "id" in entry}
     entries = []
     for image in found["images"]:
         if "id" not in image or "file_name" not in image:
             raise UserError(f"{where}: images without id and file_name")
         entry = {"uid": image["id"], "image_id": image["id"], "image": image["file_name"]}
-        entry["captions"] = captions.get(image["id"], [])
-        if image.get("license") in licenses:
-            entry["license"] = licenses[image["license"]]
+        entry["captions"] = captions.get(str(image["id"]), [])
+        if (name := licenses.get(str(image.get("license")))) is not None:
+            entry["license"] = name
         entries.append(entry)
     return entries
 
@@ -166,7 +179,7 @@ def _cell(name: str, text: str | None) -> Any:
     if name in LISTS and text.startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     return text
 

@@ -20,14 +20,18 @@ def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     """From the footer; with a split filter also from that column."""
     parquet = _open(file)
     names = parquet.schema_arrow.names
-    resolve_columns(names, file)
+    columns = resolve_columns(names, file)
+    for ours, (allowed, fits) in KINDS.items():
+        kind = parquet.schema_arrow.field(columns[ours]).type
+        if not pa.types.is_null(kind) and not fits(kind):
+            raise UserError(f"{file}: column {columns[ours]} is {kind}; allowed: {allowed}")
     if split is not None and "split" not in names:
         raise UserError(f"{split_key}: {split}, but {file} has no split column")
     found = []
     for group in range(parquet.num_row_groups):
         rows = None
         if split is not None:
-            column = _group(file, group, ["split"]).column(0).to_pylist()
+            column = _values(_group(file, group, ["split"]).column(0))
             rows = tuple(i for i, value in enumerate(column) if value == split)
         found.append(Unit(file, group, parquet.metadata.row_group(group).num_rows, rows))
     return found
@@ -43,9 +47,14 @@ def rows(
         names = {ours: theirs for ours, theirs in names.items() if ours in columns}
     ours_of = {theirs: ours for ours, theirs in names.items()}
     table = _group(unit.path, unit.number, list(ours_of))
-    table = table.take(pa.array(inside)).rename_columns([ours_of[n] for n in table.column_names])
+    table = table.take(pa.array(inside))
+    values = [_values(column) for column in table.columns]
+    ours = [ours_of[name] for name in table.column_names]
     first = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.number))
-    return [(row, numbered(unit.path, first + int(i))) for row, i in zip(table.to_pylist(), inside, strict=True)]
+    found = []
+    for i, *row in zip(inside, *values, strict=True):
+        found.append((dict(zip(ours, row, strict=True)), numbered(unit.path, first + int(i))))
+    return found
 
 
 def column(unit: Unit, name: str) -> list[Any]:
@@ -53,7 +62,74 @@ def column(unit: Unit, name: str) -> list[Any]:
     parquet = _open(unit.path)
     if name not in parquet.schema_arrow.names:
         return []
-    return _group(unit.path, unit.number, [name]).column(0).to_pylist()
+    return _values(_group(unit.path, unit.number, [name]).column(0))
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """As Python values. Text that is not UTF-8, which Parquet lets in, keeps its bytes as surrogates."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_decoded(value, column.type) for value in column.cast(_undecoded(column.type)).to_pylist()]
+
+
+def _undecoded(kind: pa.DataType) -> pa.DataType:
+    """The type with bytes in place of text."""
+    if _is_text(kind):
+        return pa.large_binary()
+    if _is_list(kind):
+        return pa.large_list(_undecoded(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_undecoded(field.type)) for field in kind])
+    return kind
+
+
+def _decoded(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if _is_text(kind):
+        return value.decode("utf-8", "surrogateescape")
+    if _is_list(kind):
+        return [_decoded(entry, kind.value_type) for entry in value]
+    if pa.types.is_struct(kind):
+        return {field.name: _decoded(value[field.name], field.type) for field in kind}
+    return value
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_bytes(kind.value_type)
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_bytes(field.type) for field in kind)
+    return _is_bytes(kind)
+
+
+def _is_captions(kind: pa.DataType) -> bool:
+    entry = kind.value_type if _is_list(kind) else kind
+    return _is_text(entry) or _is_bytes(entry) or pa.types.is_null(entry)
+
+
+#: Columns of which the type is checked at the start: what is allowed, in words and as a test.
+KINDS = {
+    "image": ("binary (the encoded picture), or a struct with bytes", _is_image),
+    "captions": ("text, or a list of texts", _is_captions),
+}
 
 
 def _group(path: str, number: int, columns: list[str]) -> pa.Table:

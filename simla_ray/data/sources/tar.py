@@ -45,7 +45,7 @@ def units(file: str, split: str | None, split_key: str) -> list[Unit]:
 @functools.lru_cache(maxsize=4096)
 def _units(file: str, size: int) -> list[Unit]:
     """Kept, for a start looks at its data more than once; ``size`` tells another file of the name."""
-    samples, end, cut = files.retried(file, lambda: _scanned(file))
+    samples, end, cut = files.retried(file, lambda: _scanned(file, size))
     if not any(ending in IMAGES for s in samples for ending in s.members):
         raise UserError(f"{file}: no image in this tar; looked for {', '.join(IMAGES)}")
     starts = [s.start for s in samples] + [end]
@@ -88,13 +88,14 @@ def column(unit: Unit, name: str) -> list[Any]:
     return values
 
 
-def _scanned(path: str) -> tuple[list[Sample], int, bool]:
+def _scanned(path: str, size: int) -> tuple[list[Sample], int, bool]:
     """Samples, where they end, and whether the tar breaks off there."""
     with files.opened(path) as opened:
         # Buffered: a store would answer a request for every header.
         file = cast(BinaryIO, io.BufferedReader(opened, BUFFER)) if files.is_remote(path) else opened
         with _opened(file, path) as tar:
-            samples, end = list(_samples(tar)), tar.offset
+            samples = list(_samples(tar))
+            end = min(tar.offset, size)  # a header may promise any number of bytes
         # A tar ends with a block of zeros; where it does not, nobody knows whether its last sample is whole.
         file.seek(end)
         return samples, end, file.read(BLOCK) != bytes(BLOCK)
@@ -109,7 +110,9 @@ def _read(unit: Unit) -> bytes:
 def _opened(file: BinaryIO, path: str) -> tarfile.TarFile:
     try:
         return tarfile.open(fileobj=file, mode="r:")
-    except tarfile.TarError as error:
+    except OSError:
+        raise
+    except Exception as error:  # see _next
         raise UserError(f"{path}: not a readable tar ({error})") from None
 
 
@@ -117,7 +120,7 @@ def _samples(tar: tarfile.TarFile, contents: Sequence[str] = ()) -> Iterator[Sam
     """Samples up to where the tar ends or is cut, and what is in members of these endings, None where it is cut."""
     sample = None
     while (member := _next(tar)) is not None:
-        if not member.isfile():
+        if not member.isfile() or member.issparse():  # a sparse one may be of any size, whatever the tar's is
             continue
         folder, _, name = member.name.rpartition("/")
         stem, _, ending = name.partition(".")
@@ -135,10 +138,17 @@ def _samples(tar: tarfile.TarFile, contents: Sequence[str] = ()) -> Iterator[Sam
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member; None where the tar ends, or what is left is no tar."""
     try:
-        return tar.next()
-    except (tarfile.TarError, ValueError, EOFError):  # what is left is no tar
+        member = tar.next()
+    except OSError:
+        raise
+    except Exception:  # of broken headers tarfile raises more than its own errors
         return None
+    if member is not None and (member.size < 0 or tar.offset <= member.offset):  # this way tarfile would read for ever
+        tar.offset = member.offset
+        return None
+    return member
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
