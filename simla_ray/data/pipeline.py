@@ -227,7 +227,7 @@ class WindowReader:
                     "time": int(times[i]),
                     "uid": row["uid"],
                     "image_id": row["image_id"],
-                    "captions": [None if c is None else str(c) for c in row["captions"]],
+                    "captions": row["captions"],
                     **_image(row["image"] if not repeated[i] else "uid_duplicate"),
                 }
         return rows
@@ -319,7 +319,7 @@ class _Captions:
         for number in batch["unit"].tolist():
             found: list[tuple[str, int, bool]] = []
             for uid, captions in read_words(self.index.units[number], self.index.roots):
-                cleaned = [clean(str(c), self.max_words) for c in captions if c]
+                cleaned = [clean(c, self.max_words) for c in captions]
                 own = stable_hash(uid) if uid is not None else NO_UID
                 found += [(c, own, i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
             caption, uids, first = zip(*found, strict=True)

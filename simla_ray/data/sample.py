@@ -42,6 +42,9 @@ class SampleMaker:
         training: False gives the fixed samples of validation: no augmentation, first caption, masks of epoch 0.
     """
 
+    #: How much a JPEG is reduced while it is decoded.
+    reduction = staticmethod(reduction_for)
+
     def __init__(self, run: Run, vocabulary: Vocabulary, *, training: bool):
         self.run, self.vocabulary, self.training = run, vocabulary, training
         self.on = run.objectives.active()
@@ -95,7 +98,7 @@ class SampleMaker:
         wanted = [
             (draw_view(encoded.size, data, may_flip, rng), side) for side in (px, *([self.code_px] * independent))
         ]
-        decoded, boxes = encoded.reduced(reduction_for(wanted), [drawn.box for drawn, _ in wanted])
+        decoded, boxes = encoded.reduced(self.reduction(wanted), [drawn.box for drawn, _ in wanted])
         parts = zip(boxes, wanted, strict=True)
         view, *other = [render_view(decoded, box, side, drawn) for box, (drawn, side) in parts]
         shown = to_array(view.image)

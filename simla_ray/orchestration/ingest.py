@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -28,7 +28,6 @@ from torch.utils.data import DataLoader, Dataset
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
-from simla_ray.data.augment import Wanted
 from simla_ray.data.collate import collate
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, build_index
@@ -50,7 +49,7 @@ ROW_GROUP_BYTES = 2**23
 OURS, TWIN, TWIN_DRAFT, PLAIN = "simla_ray", "DataLoader", "DataLoader, reduced decoding", "plain loop"
 #: Parts of an epoch at which memory is looked at.
 LOOKS = 10
-WORDS = "a the red green small large dog cat bicycle stands jumps over beside behind water grass street two".split()
+WORDS = ("a", "two", "red", "small", "dog", "cat", "bicycle", "stands", "jumps", "over", "beside", "water", "street")
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ class _Workshop:
         run = load_run(
             overrides={
                 "size": "base", "text.vocab": "train", "vision.pretrained": False, "text.weights": None,
-                "codes.kind": "pixels", "codes.source": None, "codes.n": 256, "vision.image_px": TOWER_PX,
-                "batch.micro": MICRO, "batch.global": 2 * MICRO, "queue": 0, "data.decode_cpus": tasks,
+                "codes.kind": "kmeans", "codes.source": None, "codes.n": 256, "vision.image_px": TOWER_PX,
+                "batch.micro": MICRO, "batch.global": 2 * MICRO, "queue": 0, "data.decode_cpus": tasks, "ray.workers": 1,
                 "data.train": [str(folder / "train.parquet")], "data.val": [str(folder / "train.parquet")],
             }
         )  # fmt: skip
@@ -222,7 +221,8 @@ class _Epoch:
 class _FullScale(SampleMaker):
     """Decodes every pixel."""
 
-    def _reduction(self, wanted: Sequence[Wanted]) -> int:
+    @staticmethod
+    def reduction(wanted: object) -> int:
         return 1
 
 
@@ -255,7 +255,7 @@ def _measure(workshop: _Workshop, rounds: int, say: Callable[[str], None]) -> di
         PLAIN: workshop.plain,
     }
     epochs: dict[str, list[_Epoch]] = {name: [] for name in contenders}
-    for name, epoch_of in contenders.items():
+    for epoch_of in contenders.values():
         epoch_of(8 * MICRO)  # warms up
     for number in range(rounds):
         for name, epoch_of in list(contenders.items())[:: 1 if number % 2 == 0 else -1]:
@@ -284,7 +284,7 @@ def _scaling(workshop: _Workshop, say: Callable[[str], None]) -> list[dict[str, 
     """Our stream with 1, 2, 4, ... tasks, up to as many as there are cores."""
     rows = min(workshop.rows, 4096)
     found = []
-    for tasks in _doubled(psutil.cpu_count() or 1):
+    for tasks in _doubled(os.cpu_count() or 1):
         rate = workshop.ours(rows, tasks).rate
         say(f"{workshop.side:>5} px   {tasks} decode CPUs: {rate:,.0f} pairs/s")
         found.append({"decode_cpus": tasks, "pairs_per_s": rate})
@@ -300,15 +300,29 @@ def _doubled(most: int) -> Iterator[int]:
 
 
 def _memory() -> int:
-    """Bytes that this process, those of its Ray and the object store hold together, each page counted once."""
-    processes = psutil.Process().children(recursive=True)
-    total = 0
-    for process in [psutil.Process(), *processes]:
+    """Bytes that this process, those it has started and shared memory hold together, each page counted once (Linux)."""
+    kilobytes = sum(_entry(f"/proc/{pid}/smaps_rollup", "Private_") for pid in _with_children(os.getpid()))
+    return 1024 * (kilobytes + _entry("/proc/meminfo", "Shmem:"))
+
+
+def _with_children(pid: int) -> Iterator[int]:
+    yield pid
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            total += process.memory_full_info().uss
-        except psutil.Error:
-            continue  # it has just ended
-    return total + psutil.virtual_memory().shared
+            children = task.read_text().split()
+        except OSError:  # it has just ended
+            continue
+        for child in children:
+            yield from _with_children(int(child))
+
+
+def _entry(path: str, name: str) -> int:
+    """The sum of the lines that begin so, kB; 0 where the process has just ended."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _jpeg(rng: np.random.Generator, side: int) -> bytes:
@@ -317,7 +331,9 @@ def _jpeg(rng: np.random.Generator, side: int) -> bytes:
     cells = 4
     while cells <= side:
         coarse = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-        image += (np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) - 128) / cells**0.6
+        image += (
+            np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) - 128
+        ) / cells**0.6
         cells *= 2
     image = (image - image.min()) / np.ptp(image) * 255
     buffer = io.BytesIO()
