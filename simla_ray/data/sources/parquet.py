@@ -47,8 +47,7 @@ def rows(
         names = {ours: theirs for ours, theirs in names.items() if ours in columns}
     ours_of = {theirs: ours for ours, theirs in names.items()}
     table = _group(unit.path, unit.number, list(ours_of))
-    table = table.take(pa.array(inside))
-    values = [_values(column) for column in table.columns]
+    values = [_values(_taken(column, inside)) for column in table.columns]
     ours = [ours_of[name] for name in table.column_names]
     first = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.number))
     found = []
@@ -63,6 +62,14 @@ def column(unit: Unit, name: str) -> list[Any]:
     if name not in parquet.schema_arrow.names:
         return []
     return _values(_group(unit.path, unit.number, [name]).column(0))
+
+
+def _taken(column: pa.ChunkedArray, inside: np.ndarray) -> pa.ChunkedArray:
+    """Some rows, in the given order."""
+    try:
+        return column.take(pa.array(inside))
+    except pa.ArrowNotImplementedError:  # pyarrow takes no views, such as string_view
+        return pa.chunked_array([c for i in inside.tolist() for c in column.slice(i, 1).chunks], column.type)
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
@@ -141,6 +148,8 @@ def _group(path: str, number: int, columns: list[str]) -> pa.Table:
         except OSError:
             _open.cache_clear()
             raise
+        except pa.ArrowException as error:
+            raise UserError(f"{path}: row group {number} is damaged ({str(error).splitlines()[0]})") from None
 
     return files.retried(path, read)
 
@@ -149,5 +158,5 @@ def _group(path: str, number: int, columns: list[str]) -> pa.Table:
 def _open(path: str) -> pq.ParquetFile:
     try:
         return files.retried(path, lambda: pq.ParquetFile(files.opened(path)))
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

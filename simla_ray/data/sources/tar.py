@@ -155,7 +155,9 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
     try:
         stream = tar.extractfile(member)
         return stream.read() if stream is not None else None
-    except tarfile.TarError:  # the tar ends inside
+    except OSError:
+        raise
+    except Exception:  # the tar ends inside; or see _next
         return None
 
 
