@@ -23,16 +23,18 @@ def collate(samples: Sequence[Sample], run: Run, uids: Sequence[str] = (), epoch
     longest = max(int(s["n_tokens"]) for s in samples)
     multiple = run.text.pad_multiple
     L = min(-(-longest // multiple) * multiple, run.text.max_tokens)
-    column = {name: np.stack([s[name] for s in samples]) for name in samples[0]}
+    column = {name: np.stack([s[name] for s in samples]) for name in samples[0] if name != "code_image"}
     ids = torch.from_numpy(column["token_ids"][:, :L])
     n_tokens = torch.from_numpy(column["n_tokens"])
     none = np.zeros((B, L), dtype=bool)
     chosen = column["mlm_chosen"][:, :L] if "mlm_chosen" in column else none
     mlm_index, mlm_weight = _index_lists(chosen)
-    C, patch_mask = 0, np.zeros((0, run.grid**2), dtype=bool)
+    C, patch_mask, code_image = 0, np.zeros((0, run.grid**2), dtype=bool), None
     if run.objectives.mim is not None and "patch_mask" in column:
         C = math.ceil(B * run.objectives.mim.batch_fraction)
         patch_mask = column["patch_mask"][:C]
+        if "code_image" in samples[0]:
+            code_image = torch.from_numpy(np.stack([s["code_image"] for s in samples[:C]]))
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
         image=torch.from_numpy(column["image"]),
@@ -51,7 +53,7 @@ def collate(samples: Sequence[Sample], run: Run, uids: Sequence[str] = (), epoch
             column["keyword_prior"][:, :L] if "keyword_prior" in column else np.zeros((B, L), dtype=np.float32)
         ),
         image_id=torch.from_numpy(column["image_id"]),
-        code_image=torch.from_numpy(column["code_image"][:C]) if "code_image" in column else None,
+        code_image=code_image,
         uid=list(uids),
         epoch=list(epochs),
     )

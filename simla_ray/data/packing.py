@@ -11,6 +11,7 @@ import numpy as np
 from simla_ray.config.schema import Run
 from simla_ray.data.collate import collate
 from simla_ray.data.order import Position
+from simla_ray.data.sample import unstacked
 from simla_ray.errors import UserError
 from simla_ray.types import Batch
 
@@ -91,7 +92,7 @@ def _take(waiting: deque, lane: int, micro: int, run: Run) -> Packed:
         if drop:
             dropped.append(Dropped(uid, drop, epoch))
             continue
-        samples.append({name: values[i] for name, values in arrays.items()})
+        samples.append(unstacked(arrays, i))
         uids.append(uid)
         epochs.append(epoch)
     batch = collate(samples, run, uids, epochs)

@@ -25,34 +25,25 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from simla_ray.config.schema import Run
 from simla_ray.data.augment import evaluation_view, to_array
+from simla_ray.data.blocks import Block, block_table, rows_table, table_block, table_rows
 from simla_ray.data.codes import Featurise, pixel_patches
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share, Window
-from simla_ray.data.sample import Sample, SampleMaker
+from simla_ray.data.sample import Sample, SampleMaker, stacked
 from simla_ray.data.schema import TRAINING
 from simla_ray.data.sources import read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
 #: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
 BLOCK_ROWS = 64
-BLOCK_BYTES = 2**23
 MAX_BLOCKS = 2000
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
-#: Columns of a row on its way to where its sample is made; of image, path and reason at most one is there.
-ENCODED = pa.schema(
-    {
-        **dict.fromkeys(("lane", "epoch", "offset", "time"), pa.int64()),
-        **dict.fromkeys(("uid", "image_id", "path", "reason"), pa.string()),
-        "captions": pa.list_(pa.string()),
-        "image": pa.large_binary(),
-    }
-)
 #: Rows of a unit that are held at once where they are read one after the other.
 READ_ROWS = 256
 #: In place of the hash of a uid.
@@ -141,8 +132,9 @@ def training_stream(
 ) -> ray.data.Dataset:
     """Samples of some lanes, in order, from the cursor on, enough for ``steps`` more steps.
 
-    Columns: ``lane, epoch, offset, uid, drop`` and the arrays of ``SampleMaker``. A row that cannot be used has its
-    reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained on.
+    Blocks, see ``blocks_of``, of ``lane, epoch, offset, uid, drop`` and the stacked arrays of ``SampleMaker``. A row that
+    cannot be used has its reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained
+    on.
 
     Two stages: tasks that read rounds of windows and shuffle their rows, which wait more than they compute, and tasks
     that make samples of them, on any node of the cluster that has CPUs to spare.
@@ -166,15 +158,23 @@ def training_stream(
     )
     dataset = dataset.map_batches(
         BlockMaker(run, vocabulary),
-        batch_size=BLOCK_ROWS,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=tasks),
     )
     context = dataset.context
     context.execution_options.preserve_order = True
-    context.target_max_block_size = BLOCK_BYTES
+    context.target_max_block_size = 1  # every row is a block
     context.enable_progress_bars = False
     return dataset
+
+
+def blocks_of(stream: ray.data.Dataset) -> Iterator[Block]:
+    """The blocks of a training stream, as a worker takes them."""
+    # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
+    (shard,) = stream.streaming_split(1)
+    for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=4):
+        yield table_block(table)
 
 
 def rounds_of(windows: Iterable[Window], size: int) -> list[list[Window]]:
@@ -212,7 +212,7 @@ class WindowReader:
             for i in range(0, max(len(rows) for rows in lanes.values()), BLOCK_ROWS):
                 for rows in lanes.values():
                     if i < len(rows):
-                        yield pa.Table.from_pylist(rows[i : i + BLOCK_ROWS], schema=ENCODED)
+                        yield rows_table(rows[i : i + BLOCK_ROWS])
 
     def _rows(self, window: Window) -> list[dict[str, Any]]:
         times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))
@@ -248,12 +248,13 @@ class BlockMaker:
         self.run, self.vocabulary = run, vocabulary
         self.make: SampleMaker | None = None
 
-    def __call__(self, batch: pa.Table) -> dict[str, np.ndarray]:
+    def __call__(self, batch: pa.Table) -> pa.Table:
         if self.make is None:
             self.make = SampleMaker(self.run, self.vocabulary, training=True)
+        rows = table_rows(batch)
         samples: list[Sample | None] = []
         reasons: list[str] = []
-        for row in batch.to_pylist():
+        for row in rows:
             path, image = row["path"], row["image"]
             row["image"] = row["reason"] or (Path(path) if path is not None else image)
             try:
@@ -264,10 +265,10 @@ class BlockMaker:
                 reasons.append(drop.reason)
         shape_of = next((s for s in samples if s is not None), None) or self._blank()
         blank = {name: np.zeros_like(values) for name, values in shape_of.items()}
-        block = {name: np.stack([(s or blank)[name] for s in samples]) for name in shape_of}
-        block |= {name: batch.column(name).to_numpy() for name in ("lane", "epoch", "offset", "uid")}
-        block["drop"] = np.array(reasons)
-        return block
+        block = stacked([s or blank for s in samples])
+        block |= {name: np.array([row[name] for row in rows]) for name in ("lane", "epoch", "offset")}
+        block |= {"uid": np.array([row["uid"] for row in rows]), "drop": np.array(reasons)}
+        return block_table(block)
 
     def _blank(self) -> Sample:
         """A sample of the right shapes, for a block in which every row is dropped."""

@@ -5,6 +5,7 @@ Nothing else touches pictures or captions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,29 @@ class SampleMaker:
             out["keyword_ok"] = _pad(ok, length, not psl.exclude_special)
             out["keyword_prior"] = _pad(keyword_prior(encoded, psl, vocabulary.frequency, rng), length, 0.0)
         return out
+
+
+def stacked(samples: Sequence[Sample]) -> Sample:
+    """The samples' arrays, stacked by name. A picture for the codes that is the tower's own is kept once: ``code_row``
+    says which of ``code_image`` a sample has, -1 for its ``image``.
+    """
+    names = [name for name in samples[0] if name != "code_image"]
+    block = {name: np.stack([s[name] for s in samples]) for name in names}
+    if "code_image" in samples[0]:
+        others = [s["code_image"] for s in samples if s["code_image"] is not s["image"]]
+        block["code_image"] = np.stack(others) if others else np.empty((0, *samples[0]["code_image"].shape), np.uint8)
+        rows = itertools.count()
+        block["code_row"] = np.array([next(rows) if s["code_image"] is not s["image"] else -1 for s in samples])
+    return block
+
+
+def unstacked(block: Sample, i: int) -> Sample:
+    """One of the samples that ``stacked`` was given."""
+    sample = {name: values[i] for name, values in block.items() if name not in ("code_image", "code_row")}
+    if "code_row" in block:
+        row = block["code_row"][i]
+        sample["code_image"] = block["code_image"][row] if row >= 0 else sample["image"]
+    return sample
 
 
 def code_image_px(run: Run) -> int:

@@ -135,7 +135,8 @@ class _Workshop:
             overrides={
                 "size": "base", "text.vocab": "train", "vision.pretrained": False, "text.weights": None,
                 "codes.kind": "kmeans", "codes.source": None, "codes.n": 256, "vision.image_px": TOWER_PX,
-                "batch.micro": MICRO, "batch.global": 2 * MICRO, "queue": 0, "data.decode_cpus": tasks, "ray.workers": 1,
+                "batch.micro": MICRO, "batch.global": 2 * MICRO, "queue": 0, "data.decode_cpus": tasks,
+                "ray.workers": 1,
                 "data.train": [str(folder / "train.parquet")], "data.val": [str(folder / "train.parquet")],
             }
         )  # fmt: skip
@@ -154,9 +155,7 @@ class _Workshop:
         dataset = pipeline.training_stream(
             run, self.index, self.vocabulary, lanes, Cursor.start(len(lanes)), steps, tasks or self.tasks
         )
-        (shard,) = dataset.streaming_split(1)
-        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4)
-        stream = Prefetched(pack(blocks, lanes, run, self.rows), PREFETCHED)
+        stream = Prefetched(pack(pipeline.blocks_of(dataset), lanes, run, self.rows), PREFETCHED)
         epoch = _Epoch()
         for number in range(steps * len(lanes)):
             next(stream)

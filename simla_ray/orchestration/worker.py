@@ -140,10 +140,7 @@ def _stream(
     dataset = pipeline.training_stream(
         run, prepared.indexes["train"], prepared.vocabulary, lanes, cursor, steps, tasks, prepared.repeated
     )
-    # A split of one: the executor lives in an actor of its own and does not share the interpreter with the step.
-    (shard,) = dataset.streaming_split(1)
-    blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=4)
-    for packed in pack(blocks, lanes, run, len(prepared.indexes["train"])):
+    for packed in pack(pipeline.blocks_of(dataset), lanes, run, len(prepared.indexes["train"])):
         yield replace(packed, batch=packed.batch.pin()) if device.type == "cuda" else packed
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from simla_ray.config.load import load_run
 from simla_ray.data import pipeline, world
+from simla_ray.data.blocks import table_block, table_rows
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import build_index
 from simla_ray.data.order import Position
@@ -34,7 +35,7 @@ class Reader:
         taken = [w for lane in lanes for w in _take(self.order.windows(lane, Position(), {}), windows)]
         for together in rounds_of(taken, self.order.window):
             for encoded in self.read(pa.table({"windows": [[astuple(w) for w in together]]})):
-                yield self.make(encoded)
+                yield table_block(self.make(encoded))
 
 
 @pytest.fixture
@@ -118,11 +119,9 @@ def test_lanes_of_a_worker_take_turns(world_index, vocabulary, monkeypatch):
         passed = dict(enumerate(starts))
         for together in rounds_of(windows, order.window):
             for encoded in WindowReader(world_index, order)(pa.table({"windows": [[astuple(w) for w in together]]})):
-                for lane, epoch, offset in zip(
-                    *(encoded.column(n).to_pylist() for n in ("lane", "epoch", "offset")), strict=True
-                ):
-                    assert epoch * 48 + offset == passed[lane]
-                    passed[lane] += 1
+                for row in table_rows(encoded):
+                    assert row["epoch"] * 48 + row["offset"] == passed[row["lane"]]
+                    passed[row["lane"]] += 1
                 if min(passed.values()) >= max(starts) and max(passed.values()) <= 96:
                     assert abs(passed[0] - passed[1]) <= abs(starts[0] - starts[1]) + 4
 

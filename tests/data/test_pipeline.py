@@ -26,9 +26,8 @@ def test_training_stream_is_the_order_from_the_cursor_on(ray_session, world_inde
     order = pipeline.order_of(RUN, world_index)
     cursor = Cursor.start(2).moved([(1, start)])
     dataset = pipeline.training_stream(RUN, world_index, vocabulary, [1], cursor, 6, 2)
-    (shard,) = dataset.streaming_split(1)
     packs = []
-    for packed in pack(shard.iter_batches(batch_size=None, batch_format="numpy"), [1], RUN, 96):
+    for packed in pack(pipeline.blocks_of(dataset), [1], RUN, 96):
         packs.append(packed)
         if len(packs) == 6:
             break

@@ -14,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from simla_ray.config.load import load_run
+from simla_ray.data.blocks import table_block
 from simla_ray.data.decode import decode
 from simla_ray.data.index import build_index
 from simla_ray.data.order import Position
@@ -284,7 +285,7 @@ def test_formats_mix_in_one_set_and_bad_rows_are_named(expected, vocabulary, tmp
     order = replace(order_of(run, index), lanes=1)
     window = next(order.windows(0, Position(), {}))
     encoded = pa.concat_tables(WindowReader(index, order)(pa.table({"windows": [[astuple(window)]]})))
-    block = BlockMaker(run, vocabulary)(encoded)
+    block = table_block(BlockMaker(run, vocabulary)(encoded))
     assert sorted(block["uid"]) == sorted(
         f"{name}-{i:03d}" for name in ("webdataset", "csv", "folder") for i in range(N)
     )
