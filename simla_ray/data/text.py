@@ -75,7 +75,7 @@ class Vocabulary:
         kept = max_tokens - 1  # one word may have a million pieces
         ids = np.array([self.cls_id, *encoding.ids[:kept]], dtype=np.int64)
         starts: list[int] = []
-        first: dict[int, int] = {}
+        first: dict[int | None, int] = {}
         for position, word in enumerate([-1, *encoding.word_ids[:kept]]):
             starts.append(first.setdefault(word, position))
         words = ["", *(_word_at(cleaned, start) for start, _ in encoding.offsets[:kept])]
