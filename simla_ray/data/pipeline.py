@@ -39,6 +39,8 @@ from simla_ray.data.text import Vocabulary, clean
 
 #: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
 BLOCK_ROWS = 64
+#: Such blocks that one task makes: enough that a short wait for the next task does not count.
+TASK_BLOCKS = 4
 MAX_BLOCKS = 2000
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
@@ -132,9 +134,9 @@ def training_stream(
 ) -> ray.data.Dataset:
     """Samples of some lanes, in order, from the cursor on, enough for ``steps`` more steps.
 
-    Blocks, see ``blocks_of``, of ``lane, epoch, offset, uid, drop`` and the stacked arrays of ``SampleMaker``. A row that
-    cannot be used has its reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are trained
-    on.
+    Blocks, see ``blocks_of``, of ``lane, epoch, offset, uid, drop`` and the stacked arrays of ``SampleMaker``. A row
+    that cannot be used has its reason in ``drop`` and zeros elsewhere, so that it is counted where its neighbours are
+    trained on.
 
     Two stages: tasks that read rounds of windows and shuffle their rows, which wait more than they compute, and tasks
     that make samples of them, on any node of the cluster that has CPUs to spare.
@@ -158,7 +160,7 @@ def training_stream(
     )
     dataset = dataset.map_batches(
         BlockMaker(run, vocabulary),
-        batch_size=1,
+        batch_size=TASK_BLOCKS,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=tasks),
     )
@@ -242,16 +244,20 @@ def _image(image: Any) -> dict[str, Any]:
 
 
 class BlockMaker:
-    """Map function: encoded rows in, a block of samples out, see ``training_stream``."""
+    """Map function: encoded rows in, blocks of samples out, see ``training_stream``."""
 
     def __init__(self, run: Run, vocabulary: Vocabulary):
         self.run, self.vocabulary = run, vocabulary
         self.make: SampleMaker | None = None
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self.make is None:
             self.make = SampleMaker(self.run, self.vocabulary, training=True)
-        rows = table_rows(batch)
+        for i in range(len(batch)):
+            yield self._block(table_rows(batch.slice(i, 1)))
+
+    def _block(self, rows: list[dict[str, Any]]) -> pa.Table:
+        assert self.make is not None
         samples: list[Sample | None] = []
         reasons: list[str] = []
         for row in rows:

@@ -35,7 +35,8 @@ class Reader:
         taken = [w for lane in lanes for w in _take(self.order.windows(lane, Position(), {}), windows)]
         for together in rounds_of(taken, self.order.window):
             for encoded in self.read(pa.table({"windows": [[astuple(w) for w in together]]})):
-                yield table_block(self.make(encoded))
+                for block in self.make(encoded):
+                    yield table_block(block)
 
 
 @pytest.fixture

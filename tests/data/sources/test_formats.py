@@ -285,7 +285,7 @@ def test_formats_mix_in_one_set_and_bad_rows_are_named(expected, vocabulary, tmp
     order = replace(order_of(run, index), lanes=1)
     window = next(order.windows(0, Position(), {}))
     encoded = pa.concat_tables(WindowReader(index, order)(pa.table({"windows": [[astuple(window)]]})))
-    block = table_block(BlockMaker(run, vocabulary)(encoded))
+    (block,) = map(table_block, BlockMaker(run, vocabulary)(encoded))
     assert sorted(block["uid"]) == sorted(
         f"{name}-{i:03d}" for name in ("webdataset", "csv", "folder") for i in range(N)
     )
