@@ -23,8 +23,9 @@ WORLD = {"train": 96, "val": 48, "test": 48}
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if item.get_closest_marker("gpu"):  # such a test needs more than ten seconds, or is not for every machine
-            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("chaos") or item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.slow)  # needs more than ten seconds, or is not for every machine
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 
 

@@ -208,13 +208,17 @@ class WindowReader:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for windows in batch.column("windows").to_pylist():
-            lanes: dict[int, list[dict[str, Any]]] = {}
-            for window in (Window(*w) for w in windows):
-                lanes.setdefault(window.lane, []).extend(self._rows(window))
-            for i in range(0, max(len(rows) for rows in lanes.values()), BLOCK_ROWS):
-                for rows in lanes.values():
-                    if i < len(rows):
-                        yield rows_table(rows[i : i + BLOCK_ROWS])
+            yield from self.read([Window(*window) for window in windows])
+
+    def read(self, windows: Iterable[Window]) -> Iterator[pa.Table]:
+        """The rows of a round, see ``blocks.rows_table``."""
+        lanes: dict[int, list[dict[str, Any]]] = {}
+        for window in windows:
+            lanes.setdefault(window.lane, []).extend(self._rows(window))
+        for i in range(0, max(len(rows) for rows in lanes.values()), BLOCK_ROWS):
+            for rows in lanes.values():
+                if i < len(rows):
+                    yield rows_table(rows[i : i + BLOCK_ROWS])
 
     def _rows(self, window: Window) -> list[dict[str, Any]]:
         times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))

@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from dataclasses import astuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +28,12 @@ class Reader:
 
     def __init__(self, run, index, vocabulary, repeated=NONE):
         self.order, self.make = order_of(run, index), BlockMaker(run, vocabulary)
-        self.read = WindowReader(index, self.order, repeated)
+        self.read = WindowReader(index, self.order, repeated).read
 
     def __call__(self, lanes, windows: int):
         taken = [w for lane in lanes for w in _take(self.order.windows(lane, Position(), {}), windows)]
         for together in rounds_of(taken, self.order.window):
-            for encoded in self.read(pa.table({"windows": [[astuple(w) for w in together]]})):
+            for encoded in self.read(together):
                 for block in self.make(encoded):
                     yield table_block(block)
 
@@ -119,7 +118,7 @@ def test_lanes_of_a_worker_take_turns(world_index, vocabulary, monkeypatch):
         windows = [w for lane in (0, 1) for w in _take(order.windows(lane, Position(0, starts[lane]), {}), 4)]
         passed = dict(enumerate(starts))
         for together in rounds_of(windows, order.window):
-            for encoded in WindowReader(world_index, order)(pa.table({"windows": [[astuple(w) for w in together]]})):
+            for encoded in WindowReader(world_index, order).read(together):
                 for row in table_rows(encoded):
                     assert row["epoch"] * 48 + row["offset"] == passed[row["lane"]]
                     passed[row["lane"]] += 1
@@ -150,7 +149,7 @@ def test_done_row_groups_are_not_opened_after_a_resume(tmp_path, world_rows, mon
             w for lane in range(2) for w in itertools.takewhile(lambda w: w.epoch == 0, order.windows(lane, at, {}))
         ]
         for together in rounds_of(windows, order.window):
-            list(WindowReader(index, order)(pa.table({"windows": [[astuple(w) for w in together]]})))
+            list(WindowReader(index, order).read(together))
         return sum(opened)
 
     epoch = bytes_of(Position())

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import tarfile
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -284,7 +284,7 @@ def test_formats_mix_in_one_set_and_bad_rows_are_named(expected, vocabulary, tmp
     index = build_index(uris, None, [], "data.train")
     order = replace(order_of(run, index), lanes=1)
     window = next(order.windows(0, Position(), {}))
-    encoded = pa.concat_tables(WindowReader(index, order)(pa.table({"windows": [[astuple(window)]]})))
+    encoded = pa.concat_tables(WindowReader(index, order).read([window]))
     (block,) = map(table_block, BlockMaker(run, vocabulary)(encoded))
     assert sorted(block["uid"]) == sorted(
         f"{name}-{i:03d}" for name in ("webdataset", "csv", "folder") for i in range(N)

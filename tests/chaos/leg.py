@@ -1,0 +1,82 @@
+"""A leg of a run without Ray: its own stream, loop, checkpoints and files, in a group of processes that can be killed."""
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from simla_ray.config.load import load_run
+from simla_ray.config.schema import Run
+from simla_ray.data import pipeline
+from simla_ray.data.blocks import table_block
+from simla_ray.data.cursor import Cursor
+from simla_ray.data.index import Index, build_index
+from simla_ray.data.packing import pack
+from simla_ray.data.prefetch import Prefetched
+from simla_ray.data.text import Vocabulary
+from simla_ray.jsonl import read_lines
+from simla_ray.models.model import Model
+from simla_ray.orchestration.plan import total_steps
+from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from simla_ray.training.comm import Comm
+from simla_ray.training.log import RunLog
+from simla_ray.training.loop import Loop
+from simla_ray.training.state import State
+from simla_ray.training.step import Losses, Step
+
+DONE = "done"
+
+
+def leg(folder: Path, overrides: list[str], rank: int, world: int, number: int) -> None:
+    """Go on from the newest checkpoint to the end of the run, unless killed."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    if world > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/rendezvous-{number}", rank=rank, world_size=world
+        )
+    run = load_run(overrides=[*overrides, f"ray.workers={world}", f"data.decode_cpus={world}"])
+    index = build_index(run.data.train, None, [], "data.train")
+    vocabulary, order = Vocabulary.load(folder / "prepared"), pipeline.order_of(run, index)
+    newest = find_checkpoint(folder / "checkpoints")
+    torch.manual_seed(run.seed)
+    losses = Losses(run, Model(run, len(vocabulary)), None, vocabulary.cls_id, None)
+    comm = Comm()
+    step = Step(run, losses, total_steps(run, order, newest), comm, torch.device("cpu"))
+    state = State(0, Cursor.start(order.lanes))
+    if newest is not None:
+        state = load_checkpoint(newest, losses.model, step.optimizer)
+        state.cursor = state.cursor.dealt_to(order)
+
+    def save(state: State, metrics: dict[str, float]) -> None:
+        if rank == 0:
+            unfinished = folder / "checkpoints" / f"unfinished-{number}-{state.step}"
+            unfinished.mkdir(parents=True)
+            save_checkpoint(unfinished, run, losses.model, step.optimizer, state, folder / "prepared")
+            finished = folder / "checkpoints" / f"step-{state.step:08d}"
+            shutil.rmtree(finished, ignore_errors=True)
+            unfinished.rename(finished)
+        comm.gather(None)
+
+    log = RunLog(folder, state.step) if rank == 0 else None
+    known = {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")}
+    if log is not None:
+        log.event("leg", step=state.step, world_size=world, batch=run.batch.global_)
+    lanes = pipeline.worker_lanes(order.lanes, world, rank)
+    stream = Prefetched(pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows), 2)
+    Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, save, known)(stream)
+    stream.close()
+    if rank == 0:
+        (folder / DONE).touch()
+
+
+def _blocks(run: Run, index: Index, vocabulary: Vocabulary, lanes: list[int], cursor: Cursor):
+    """Both stages of the training stream, one after the other."""
+    order = pipeline.order_of(run, index)
+    read, make = pipeline.WindowReader(index, order), pipeline.BlockMaker(run, vocabulary)
+    streams = [order.windows(lane, cursor.positions[lane], cursor.deals) for lane in lanes]
+    windows = [next(stream) for stream in streams for _ in range(1000)]
+    for together in pipeline.rounds_of(windows, order.window):
+        for encoded in read.read(together):
+            yield from map(table_block, make(encoded))
