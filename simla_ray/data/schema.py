@@ -67,19 +67,22 @@ def _names(present: Iterable[str]) -> dict[str, str]:
 def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     """A row under our names: captions a list, phrases with text, uid and image_id always there."""
     row = dict(row)
-    row["uid"] = uid if row.get("uid") is None else _utf8(row["uid"])
-    row["image_id"] = row["uid"] if row.get("image_id") is None else _utf8(row["image_id"])
+    row["uid"] = uid if row.get("uid") is None else utf8(row["uid"])
+    row["image_id"] = row["uid"] if row.get("image_id") is None else utf8(row["image_id"])
     if isinstance(row.get("image"), Mapping):  # Hugging Face's image feature; its path is somebody else's
         row["image"] = row["image"].get("bytes")
     captions = row.get("captions")
     row["captions"] = list(captions) if isinstance(captions, list) else [] if captions is None else [captions]
-    if any(isinstance(c, str) and c != _utf8(c) for c in row["captions"]):
+    if any(isinstance(c, str) and c != utf8(c) for c in row["captions"]):
         row |= {"image": "caption_not_utf8", "captions": []}
     if row.get("phrases"):
-        row["phrases"] = [{"text": p.get("text") or p.get("phrase"), "boxes": p["boxes"]} for p in row["phrases"]]
+        try:
+            row["phrases"] = [{"text": p.get("text") or p.get("phrase"), "boxes": p["boxes"]} for p in row["phrases"]]
+        except (AttributeError, KeyError, TypeError):  # of a stranger's JSON
+            row |= {"image": "phrases_unreadable", "phrases": None}
     return row
 
 
-def _utf8(value: Any) -> str:
+def utf8(value: Any) -> str:
     """As text that can be written: halves of surrogate pairs, which CSV and JSON let in, become question marks."""
     return str(value).encode("utf-8", "replace").decode("utf-8")
