@@ -50,19 +50,25 @@ def pieces(unit: Unit, inside: np.ndarray, columns: Sequence[str] | None) -> Ite
     """The rows of a file on disk, in their order, some at a time, and no more of them in memory.
 
     Args:
-        inside: ascending.
+        inside: ascending, at least one.
+
+    Raises:
+        UserError: the file is gone or damaged.
     """
     ours_of = _ours_of(unit, columns)
-    with pq.ParquetFile(unit.path, buffer_size=BUFFER) as parquet:
-        start = 0
-        for batch in parquet.iter_batches(PIECE_ROWS, [unit.number], list(ours_of), use_threads=False):
-            here = inside[(inside >= start) & (inside < start + len(batch))]
-            if len(here):
-                table = pa.Table.from_batches([batch]).take(pa.array(here - start))
-                yield _rows(unit, table, here, ours_of)
-            start += len(batch)
-            if not len(inside) or start > inside[-1]:
-                return
+    try:
+        with pq.ParquetFile(unit.path, buffer_size=BUFFER) as parquet:
+            start = 0
+            for batch in parquet.iter_batches(PIECE_ROWS, [unit.number], list(ours_of), use_threads=False):
+                here = inside[(inside >= start) & (inside < start + len(batch))]
+                if len(here):
+                    table = pa.Table.from_batches([batch]).take(pa.array(here - start))
+                    yield _rows(unit, table, here, ours_of)
+                start += len(batch)
+                if start > inside[-1]:
+                    return
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{unit.path}: cannot be read ({str(error).splitlines()[0]})") from None
 
 
 def first_row(unit: Unit) -> int:
