@@ -39,7 +39,7 @@ def join(address: str | None, tasks: int | None) -> int:
 def run_job(items: Sequence[Mapping[str, Any]], work: pipeline.Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
     """``pipeline.job``, with a task's ``UserError`` raised as such."""
     try:
-        yield from pipeline.job(items, work, tasks)
+        yield from pipeline.job(items, work, min(tasks, len(items)))
     except Exception as error:
         mistake = _mistake_in(error)
         if mistake is None:

@@ -202,10 +202,14 @@ def _statistics(checked: Checked) -> Markup:
             content[:WORDS_SHOWN],
             f"captions that say them, of {captions:,}; {len(statistics.words):,} different words, stop words left out",
         ),
-        ranking("Formats", statistics.formats.most_common(), "rows"),
-        ranking("Licences", statistics.licenses.most_common(WORDS_SHOWN), "rows"),
+        tag(
+            "div",
+            ranking("Formats", statistics.formats.most_common(), "rows"),
+            ranking("Licences", statistics.licenses.most_common(WORDS_SHOWN), "rows"),
+            class_="stacked",
+        ),
     ]
-    return join([tag("div", *charts, class_="charts"), tag("div", *lists, class_="charts")])
+    return join([tag("div", *charts, class_="charts"), tag("div", *lists, class_="charts lists")])
 
 
 def _values(counts: dict[int, int]) -> list[tuple[str, str, int]]:
