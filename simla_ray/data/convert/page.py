@@ -84,10 +84,14 @@ def _verdict(result: Result) -> Markup:
         )
         return join([read, tag("span", good, class_="good")])
     n = sum(finding.n for c in result.sets.values() for finding in c.reasons.values())
-    said = [f"{n:,} row{'s' * (n != 1)} cannot be used"] if n else []
+    said = [f"{n:,} row{'s' * (n != 1)} would be left out"] if n else []
     if result.same.n:
-        said.append(f"{result.same.n:,} of the validation set's pictures are in the training set")
+        said.append(f"{_pictures(result.same.n)} of the validation set also in the training set")
     return join([read, tag("strong", f"{'; '.join(said)}.")])
+
+
+def _pictures(n: int) -> str:
+    return f"{n:,} picture{'s' * (n != 1)}"
 
 
 def _tiles(result: Result) -> list[Markup]:
@@ -120,14 +124,14 @@ def _percent(share: float) -> str:
 
 def _findings(result: Result) -> Markup:
     rows = [
-        (reason, MEANING.get(reason, _of_column(reason)), NAMES[name].lower(), f"{finding.n:,}", _examples(finding))
+        (reason, MEANING.get(reason, _of_column(reason)), name, f"{finding.n:,}", _examples(finding))
         for name, checked in result.sets.items()
         for reason, finding in sorted(checked.reasons.items(), key=lambda item: -item[1].n)
     ]
     if not rows:
         return tag("p", "Every row can be used: its picture decodes, it has a caption, and no other has its uid.")
     head = ("reason", "what it means", "set", "rows", "first of them: uid, file, row (from 0)")
-    return table(head, rows, "Rows that a run or a conversion would leave out", numbers=(3,))
+    return table(head, rows, "Rows that a conversion would leave out", numbers=(3,))
 
 
 def _of_column(reason: str) -> str:
@@ -149,12 +153,14 @@ def _example(example: Example) -> Markup:
 def _both(result: Result) -> Markup:
     parts: list[Markup | None] = []
     if result.same.n:
-        lead = f"{result.same.n:,} pictures of the validation set have the same pixels as one of the training set."
+        lead = f"{_pictures(result.same.n)} of the validation set with the same pixels as one of the training set:"
         parts += [tag("p", tag("strong", lead)), _pairs(result, result.same)]
     else:
         parts.append(tag("p", "No picture of the validation set has the same pixels as one of the training set."))
     if result.alike.n:
-        lead = f"{result.alike.n:,} pairs look alike by a difference hash. They do not count as findings: look at them."
+        lead = (
+            f"Pairs that look alike by a difference hash: {result.alike.n:,}. They are for you to judge, no findings."
+        )
         parts += [tag("p", lead), _pairs(result, result.alike)]
     return join(parts)
 
@@ -186,7 +192,10 @@ def _statistics(checked: Checked) -> Markup:
             for name, side in zip(("Width", "Height"), sides, strict=True)
         ),
         columns(
-            "Aspect ratio, width / height", _ratios(statistics), f"median {_ratio(quantile(statistics.ratios, 0.5))}"
+            "Aspect ratio, width / height",
+            _ratios(statistics),
+            f"{_ratio(min(statistics.ratios))} to {_ratio(max(statistics.ratios))}, "
+            f"median {_ratio(quantile(statistics.ratios, 0.5))}",
         ),
         columns("Words of a caption", _values(lengths), f"{_spread(lengths)}, mean {mean(lengths):.1f}"),
         columns("Captions of a row", _values(statistics.captions), f"mean {mean(statistics.captions):.1f}"),
@@ -213,7 +222,13 @@ def _statistics(checked: Checked) -> Markup:
 
 
 def _values(counts: dict[int, int]) -> list[tuple[str, str, int]]:
-    return [(f"{a:,}", f"{a:,}" if a == b else f"{a:,} to {b:,}", n) for a, b, n in bins(counts)]
+    found = bins(counts)
+    width = found[0][1] - found[0][0] if len(found) > 1 else None
+    labelled = []
+    for a, b, n in found:
+        wider = width is not None and b - a > width  # the last one, with all that lies beyond
+        labelled.append((f"{a:,}+" if wider else f"{a:,}", f"{a:,}" if a == b else f"{a:,} to {b:,}", n))
+    return labelled
 
 
 def _spread(counts: dict[int, int]) -> str:

@@ -39,7 +39,7 @@ class Progress:
 
     def line(self, done: int, seconds: float) -> str:
         rate = (done - self.before) / max(seconds, 1e-9)
-        left = f"ETA {clock((self.total - done) / rate)}" if rate > 0 else "ETA unknown"
+        left = f"ETA {clock((self.total - done) / rate)}" if rate > 0 else "waiting for the first"
         share = 100 * done / max(1, self.total)
         return (
             f"rows       {done:>{len(f'{self.total:,}')},}/{self.total:,}  {share:3.0f} %  {rate:,.0f} rows/s  {left}"
