@@ -46,13 +46,19 @@ class Index:
         return digest.hexdigest()[:16]
 
 
-def build_index(uris: Sequence[str], split: str | None, roots: Sequence[Path], key: str) -> Index:
+def build_index(
+    uris: Sequence[str], split: str | None, roots: Sequence[Path], key: str, split_key: str | None = None
+) -> Index:
     """Index the files behind ``uris``.
+
+    Args:
+        key: what errors call the URIs, and ``split_key`` the split; by default key_split.
 
     Raises:
         UserError: missing files, missing columns, or no row at all; names the key.
     """
-    found = [[u for file in list_files([uri], key) for u in units_of(file, split, f"{key}_split")] for uri in uris]
+    split_key = split_key or f"{key}_split"
+    found = [[u for file in list_files([uri], key) for u in units_of(file, split, split_key)] for uri in uris]
     units = [u for of_uri in found for u in of_uri]
     if not units:
         kept = f" with split {split}" if split is not None else ""

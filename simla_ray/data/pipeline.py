@@ -34,7 +34,7 @@ from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.sample import Sample, SampleMaker, stacked
 from simla_ray.data.schema import TRAINING
-from simla_ray.data.sources import read_rows, read_words
+from simla_ray.data.sources import read_pieces, read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
 #: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
@@ -46,8 +46,6 @@ MAX_BLOCKS = 2000
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
-#: Rows of a unit that are held at once where they are read one after the other.
-READ_ROWS = 256
 #: In place of the hash of a uid.
 NO_UID = -1
 NONE = np.empty(0, dtype=np.int64)
@@ -387,8 +385,8 @@ def iterate_rows(index: Index, rank: int = 0, world: int = 1, limit: int | None 
     """
     ordinals = np.arange(rank, min(limit or len(index), len(index)), world)
     for unit, places, _ in index.locate(ordinals):
-        for i in range(0, len(places), READ_ROWS):
-            yield from read_rows(unit, places[i : i + READ_ROWS], None, index.roots)
+        for _, rows in read_pieces(unit, places, None, index.roots):
+            yield from rows
 
 
 def _enough(windows: Iterable[Window], rows: float) -> list[Window]:

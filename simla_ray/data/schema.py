@@ -70,7 +70,7 @@ def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     A column that is not what it should be costs the row: its image becomes the reason, and the column is empty.
     """
     row = dict(row)
-    row["uid"] = _name(row.get("uid")) or _utf8(uid)
+    row["uid"] = _name(row.get("uid")) or utf8(uid)
     row["image_id"] = _name(row.get("image_id")) or row["uid"]
     if isinstance(row.get("image"), Mapping):  # Hugging Face's image feature; its path is somebody else's
         row["image"] = row["image"].get("bytes")
@@ -92,7 +92,7 @@ def _name(value: Any) -> str:
     """As text; empty where there is none, for a structure names nothing."""
     if value is None or isinstance(value, Mapping | list):
         return ""
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else _utf8(value)
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else utf8(value)
 
 
 class _NotACaption(Exception):
@@ -107,13 +107,13 @@ def _caption(value: Any) -> str:
         value = value.decode("utf-8", "surrogateescape")
     if not isinstance(value, str | int | float):
         raise _NotACaption("caption_not_text")
-    if _utf8(value) != str(value):
+    if utf8(value) != str(value):
         raise _NotACaption("caption_not_utf8")
     return str(value)
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value == _utf8(value)
+    return isinstance(value, str) and value == utf8(value)
 
 
 def _is_box(value: Any) -> bool:
@@ -136,6 +136,6 @@ def _phrase(phrase: Mapping[str, Any]) -> Any:
 _ENTRIES = {"keywords": _is_text, "phrases": _is_phrase, "boxes": _is_box, "box_labels": _is_text}
 
 
-def _utf8(value: Any) -> str:
+def utf8(value: Any) -> str:
     """As text that can be written: halves of surrogate pairs, which CSV and JSON let in, become question marks."""
     return str(value).encode("utf-8", "replace").decode("utf-8")

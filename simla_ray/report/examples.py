@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from simla_ray.markup import Markup, decode_picture, join, picture, table, tag
 from simla_ray.report.figures import heat_picture
-from simla_ray.report.markup import Markup, decode_picture, join, picture, table, tag
 from simla_ray.report.terminal import number
 
 Example = dict[str, Any]

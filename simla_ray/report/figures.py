@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from PIL import Image
 
-from simla_ray.report.markup import data_uri
+from simla_ray.markup import data_uri
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers; the yellow ones darkened for a light ground.
 COLORS = {"itc": "#0072B2", "itm": "#C44E00", "mlm": "#008060", "mim": "#B0568A", "psl": "#A87900"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from simla_ray.markup import Markup, join, table, tag
 from simla_ray.report import figures
 from simla_ray.report.figures import Frame, Points
 from simla_ray.report.folder import RunFolder
-from simla_ray.report.markup import Markup, join, table, tag
 from simla_ray.report.results import (
     DIRECTIONS,
     RECALLS,

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
+from simla_ray.markup import tag
+from simla_ray.markup.document import Section, document
 from simla_ray.report.examples import example_sections
 from simla_ray.report.folder import RunFolder, read_folder
-from simla_ray.report.markup import Markup, tag
 from simla_ray.report.overview import curve_section, notes, result_section, sentence, tiles
 from simla_ray.report.provenance import config_section, data_section, manifest_section
-
-# Nothing is fetched and nothing runs, whatever a caption says.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-Section = tuple[str, str, Markup]
 
 
 def write_report(folder: Path) -> Path:
@@ -45,16 +40,6 @@ def render(run: RunFolder) -> str:
         manifest_section(run),
     ]
     sections = [section for section in candidates if section is not None]
-    style = resources.files("simla_ray.report").joinpath("style.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{run.name}: report"),
-        tag("style", Markup(style)),
-    )
     top = tag(
         "header",
         tag("h1", run.name),
@@ -63,8 +48,4 @@ def render(run: RunFolder) -> str:
         notes(run),
         tiles(run),
     )
-    links = [tag("a", title, href=f"#{name}") for name, title, _ in sections]
-    menu = tag("nav", *links, aria_label="Sections")
-    parts = [tag("section", tag("h2", title), content, id=name) for name, title, content in sections]
-    body = tag("body", top, menu, tag("main", *parts))
-    return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+    return document(f"{run.name}: report", top, sections)

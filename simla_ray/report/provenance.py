@@ -8,8 +8,8 @@ from typing import Any
 
 from simla_ray.config.load import AXES, difference, load_run
 from simla_ray.errors import UserError
+from simla_ray.markup import Markup, join, table, tag
 from simla_ray.report.folder import RunFolder
-from simla_ray.report.markup import Markup, join, table, tag
 from simla_ray.report.results import percent
 from simla_ray.report.terminal import number
 

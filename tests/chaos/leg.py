@@ -1,4 +1,4 @@
-"""A leg of a run without Ray: its own stream, loop, checkpoints and files, in a group of processes that can be killed."""
+"""A leg of a run without Ray: its stream, loop, checkpoints and files, in processes that can be killed."""
 
 import shutil
 from pathlib import Path

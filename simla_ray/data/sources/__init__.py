@@ -6,8 +6,8 @@ captions, a folder of images). All give the same rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,18 @@ from simla_ray.data.sources import files, listed, parquet, tar
 from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
-__all__ = ["Unit", "images_are_files", "list_files", "read_column", "read_rows", "read_words", "units_of"]
+__all__ = [
+    "MANIFEST",
+    "Unit",
+    "images_are_files",
+    "list_files",
+    "read_column",
+    "read_pieces",
+    "read_rows",
+    "read_words",
+    "row_numbers",
+    "units_of",
+]
 
 READERS = {
     ".parquet": parquet,
@@ -26,6 +37,8 @@ READERS = {
     ".csv": listed,
     ".tsv": listed,
 }
+#: What a converted data set says of itself; in a folder it is no list of images.
+MANIFEST = "manifest.json"
 KNOWN = ", ".join(READERS)
 STREAMED = ", ".join(ending for ending, reader in READERS.items() if reader is not listed)
 
@@ -41,7 +54,7 @@ def list_files(uris: Sequence[str], key: str) -> list[str]:
         in_store = files.is_remote(uri)
         here = files.listed(uri) if in_store else [str(path) for path in _on_disk(uri)]
         if in_store and len(here) > 1:  # of a folder or a pattern the data files, whatever else lies there
-            here = [file for file in here if files.pure(file).suffix in READERS]
+            here = [file for file in here if _holds_rows(files.pure(file))]
         if not here:
             raise UserError(f"{key}: {uri} does not exist or holds no file of {KNOWN}, and no images")
         for file in here:
@@ -66,10 +79,14 @@ def _on_disk(uri: str) -> list[Path]:
 
 def _in_folder(path: Path) -> list[Path]:
     """The data files that lie in a folder, or the folder itself where they are its images' captions."""
-    found = sorted(p for p in path.iterdir() if p.suffix in READERS and p.is_file())
+    found = sorted(p for p in path.iterdir() if _holds_rows(p) and p.is_file())
     if all(p.suffix == ".json" for p in found) and listed.is_image_folder(path):
         return [path]
     return found
+
+
+def _holds_rows(path: PurePath) -> bool:
+    return path.suffix in READERS and path.name != MANIFEST
 
 
 def units_of(file: str, split: str | None, split_key: str) -> list[Unit]:
@@ -107,6 +124,30 @@ def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str | None, list[
     found = _reader(unit.path).rows(unit, every, ("uid", "captions"), roots)
     rows = [(row.get("uid"), normalise(row, uid)) for row, uid in found]
     return [(None if own is None else row["uid"], row["captions"]) for own, row in rows]
+
+
+def read_pieces(
+    unit: Unit, places: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
+) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    """``read_rows`` piece by piece, with the places of each piece: a row group on disk need not fit into memory.
+
+    Args:
+        places: ascending.
+    """
+    if _reader(unit.path) is not parquet or files.is_remote(unit.path):
+        yield places, read_rows(unit, places, columns, roots)
+        return
+    inside = places if unit.rows is None else np.asarray(unit.rows)[places]
+    done = 0
+    for found in parquet.pieces(unit, inside, columns):
+        yield places[done : done + len(found)], [normalise(row, uid) for row, uid in found]
+        done += len(found)
+
+
+def row_numbers(unit: Unit, places: np.ndarray) -> np.ndarray:
+    """Numbers of rows in their file, from 0."""
+    inside = places if unit.rows is None else np.asarray(unit.rows)[places]
+    return inside + (parquet.first_row(unit) if _reader(unit.path) is parquet else unit.number)
 
 
 def read_column(unit: Unit, column: str) -> list[Any]:

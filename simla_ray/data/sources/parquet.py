@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ from simla_ray.data.schema import resolve_columns
 from simla_ray.data.sources import files
 from simla_ray.data.sources.unit import Unit, numbered
 from simla_ray.errors import UserError
+
+#: Of a row group that is read in pieces: rows at a time, and bytes of each column read ahead.
+PIECE_ROWS = 64
+BUFFER = 2**20
 
 
 def units(file: str, split: str | None, split_key: str) -> list[Unit]:
@@ -41,16 +45,52 @@ def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
     """The rows with their own uids' stand-ins."""
-    parquet = _open(unit.path)
-    names = resolve_columns(parquet.schema_arrow.names, unit.path)
-    if columns is not None:
-        names = {ours: theirs for ours, theirs in names.items() if ours in columns}
-    ours_of = {theirs: ours for ours, theirs in names.items()}
-    table = _group(unit.path, unit.number, list(ours_of))
-    values = [_values(_taken(column, inside)) for column in table.columns]
+    ours_of = _ours_of(unit, columns)
+    return _rows(unit, _group(unit.path, unit.number, list(ours_of)), inside, inside, ours_of)
+
+
+def pieces(unit: Unit, inside: np.ndarray, columns: Sequence[str] | None) -> Iterator[list[tuple[dict[str, Any], str]]]:
+    """The rows of a file on disk, in their order, some at a time, and no more of them in memory.
+
+    Args:
+        inside: ascending, at least one.
+
+    Raises:
+        UserError: the file is gone or damaged.
+    """
+    ours_of = _ours_of(unit, columns)
+    try:
+        with pq.ParquetFile(unit.path, buffer_size=BUFFER) as parquet:
+            start = 0
+            for batch in parquet.iter_batches(PIECE_ROWS, [unit.number], list(ours_of), use_threads=False):
+                here = inside[(inside >= start) & (inside < start + len(batch))]
+                if len(here):
+                    yield _rows(unit, pa.Table.from_batches([batch]), here - start, here, ours_of)
+                start += len(batch)
+                if start > inside[-1]:
+                    return
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{unit.path}: cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def first_row(unit: Unit) -> int:
+    """Rows of the file before the unit."""
+    metadata = _open(unit.path).metadata
+    return sum(metadata.row_group(g).num_rows for g in range(unit.number))
+
+
+def _ours_of(unit: Unit, columns: Sequence[str] | None) -> dict[str, str]:
+    names = resolve_columns(_open(unit.path).schema_arrow.names, unit.path)
+    return {theirs: ours for ours, theirs in names.items() if columns is None or ours in columns}
+
+
+def _rows(
+    unit: Unit, table: pa.Table, places: np.ndarray, inside: np.ndarray, ours_of: dict[str, str]
+) -> list[tuple[dict[str, Any], str]]:
+    """Rows of a table, by their places in it, which are rows ``inside`` the unit."""
+    values = [_values(_taken(column, places)) for column in table.columns]
     ours = [ours_of[name] for name in table.column_names]
-    first = sum(parquet.metadata.row_group(g).num_rows for g in range(unit.number))
-    found = []
+    first, found = first_row(unit), []
     for i, *row in zip(inside, *values, strict=True):
         found.append((dict(zip(ours, row, strict=True)), numbered(unit.path, first + int(i))))
     return found
