@@ -361,7 +361,7 @@ class Run(Section):
     codes: Codes = identity(Codes())
     objectives: Objectives = identity(Objectives())
     schedule: Schedule = identity(Schedule())
-    batch: Batch = identity(Batch.model_validate({}))
+    batch: Batch = operational(Batch.model_validate({}))
     optim: Optim = identity(Optim())
     ray: RayCluster = operational(RayCluster())
     checkpoint: Checkpoint = operational(Checkpoint())

@@ -15,14 +15,19 @@ from simla_ray.training.checkpoint import load_state
 
 
 def total_steps(run: Run, order: Order, checkpoint: Path | None) -> int:
-    """Steps of the run: ``optim.max_steps``, else those done and what is left of ``optim.epochs`` epochs takes."""
+    """Steps of the run: ``optim.max_steps``, else what ``optim.epochs`` epochs take.
+
+    The number stays what it was, with the schedule that hangs on it, unless the batch size has changed: then it is the
+    steps done and those that the rest of the epochs takes.
+    """
     if run.optim.max_steps is not None:
         return run.optim.max_steps
-    done, cursor = 0, Cursor.start(order.lanes)
-    if checkpoint is not None:
-        state = load_state(checkpoint)
-        done, cursor = state.step, state.cursor.dealt_to(order)
-    return done + order.steps(cursor, run.optim.epochs, run.batch.micro)
+    if checkpoint is None:
+        return order.steps(Cursor.start(order.lanes), run.optim.epochs, run.batch.micro)
+    state = load_state(checkpoint)
+    if (len(state.cursor.positions), state.micro) == (order.lanes, run.batch.micro):
+        return state.total
+    return state.step + order.steps(state.cursor.dealt_to(order), run.optim.epochs, run.batch.micro)
 
 
 def plan(run: Run, order: Order, total: int) -> list[str]:

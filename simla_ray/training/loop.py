@@ -57,6 +57,7 @@ class Loop:
     ):
         self.run, self.step, self.state, self.comm, self.log = run, step, state, comm, log
         self.order = order
+        state.total, state.micro = step.total, run.batch.micro
         self.validate, self.save = validate, save
         self.dropped = known_drops
         self.per_worker = run.micro_batches // comm.world

@@ -12,13 +12,16 @@ from simla_ray.data.cursor import Cursor
 class State:
     """``step`` updates are done; the weights have consumed exactly what ``cursor`` says.
 
-    ``samples`` are those of all steps; their number may change between two legs.
+    ``total`` steps were planned, with micro-batches of ``micro`` pairs; ``samples`` are those of all steps. Batch sizes
+    may change between two legs.
 
     There is no random state to keep: every draw derives from (seed, epoch, uid) or (seed, step, micro-batch).
     """
 
     step: int
     cursor: Cursor
+    total: int = 0
+    micro: int = 0
     samples: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0

@@ -114,7 +114,8 @@ def data(tmp_path_factory):
 def overrides(*uris: Path, batch: int = 64) -> list[str]:
     return [
         f"data.train=[{', '.join(map(str, uris))}]", f"data.val=[{uris[0]}]", "data.audit=true",
-        "data.shuffle_window=300", f"batch.global={batch}", "batch.micro=16", f"optim.epochs={EPOCHS}",
+        "data.shuffle_window=300", f"batch.global={batch}", "batch.micro=32", "optim.max_steps=null",
+        f"optim.epochs={EPOCHS}",
         "optim.warmup_steps=5", "vision.image_px=16", "vision.patch_px=8", "vision.width=16", "vision.depth=1",
         "vision.heads=2", "vision.stem=patch", "text.width=16", "text.ffn=16", "text.heads=2", "joint_width=8",
         "queue=0", "objectives.itm=null", "objectives.mlm=null", "objectives.mim=null", "objectives.psl=null",
@@ -143,10 +144,14 @@ def test_exactly_once_with_ten_kills_and_one_two_one_workers(data, tmp_path):
 
     calm = Group(tmp_path / "calm", overrides(folder / "a.parquet"))
     calm.to_the_end(1)
-    pairs = zip(killed.losses(), calm.losses(), strict=True)
-    for step, (ours, theirs) in enumerate(pairs):
-        assert ours == pytest.approx(theirs, rel=1e-4), step
-    assert killed.times() == calm.times()
+    for step, (ours, theirs) in enumerate(zip(killed.losses(), calm.losses(), strict=True)):
+        # Sums over two workers round in another order than over one; training lets that grow.
+        assert ours == pytest.approx(theirs, rel=1e-5 if step < 50 else 1e-2), step
+    key = ("step", "lane", "epoch", "uid")
+    consumed = [
+        {tuple(line[k] for k in key) for line in read_lines(g.folder / "consumed.jsonl")} for g in (killed, calm)
+    ]
+    assert consumed[0] == consumed[1]
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -168,10 +173,10 @@ def test_exactly_once_in_a_mixture_while_batch_size_and_workers_change(data, tmp
     mixed = [*overrides(folder / "a.parquet", folder / "b.parquet"), "data.weights=[1.5, 0.5]"]
     killed = Group(tmp_path / "killed", mixed)
     draw = random.Random(6)
-    batches = [64, 32, 96, 64, 48, 128, 32, 64, 96, 32]
+    batches = [64, 32, 96, 64, 128, 32, 64, 96, 128, 64]
     for i, batch in enumerate(batches):
-        killed.until_killed(2 if batch in (64, 96) and i % 3 else 1, draw.randint(2, 20), f"batch.global={batch}")
-    killed.to_the_end(2, "batch.global=64", "batch.micro=32")
+        killed.until_killed(2 if batch in (64, 128) and i % 3 else 1, draw.randint(2, 20), f"batch.global={batch}")
+    killed.to_the_end(2, "batch.global=64", "batch.micro=16")
     times, drops = killed.times(), killed.drops()
     for epoch in range(EPOCHS):
         planned = times[epoch] + drops[epoch]

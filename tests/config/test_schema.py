@@ -55,9 +55,17 @@ def test_a_section_and_its_keys_are_of_one_kind():
 
 def test_what_changes_the_weights_is_identity():
     kinds = dict(leaf_kinds(Run))
-    for path in ("seed", "queue", "batch.micro", "batch.global", "optim.lr", "objectives.mlm.p", "init_from"):
+    for path in ("seed", "queue", "optim.lr", "objectives.mlm.p", "init_from"):
         assert kinds[path] == "identity", path
-    for path in ("name", "storage", "ray.workers", "checkpoint.every_steps", "log.every_steps", "data.decode_cpus"):
+    for path in (
+        "name",
+        "storage",
+        "ray.workers",
+        "checkpoint.every_steps",
+        "data.decode_cpus",
+        "batch.micro",
+        "batch.global",
+    ):
         assert kinds[path] == "operational", path
 
 

@@ -250,9 +250,10 @@ def test_malformed_columns_of_a_stranger_are_dropped_by_name(ray_session, tmp_pa
         (tmp_path / "source" / f"{i}.jpg").write_bytes(picture(i))
         (tmp_path / "source" / f"{i}.json").write_text(json.dumps({"captions": "a dog"} | more))
     assert convert(tmp_path / "source", tmp_path / "out") == 0
-    assert manifest(tmp_path / "out")["dropped"] == {"phrases_unreadable": 1, "boxes_unreadable": 1}
-    after = read(tmp_path / "out")
-    assert after[0]["keywords"] == ["?dog"] and after[1]["boxes"] == [[0, 0, 1, 1]]
+    reasons = ("phrases_unreadable", "boxes_unreadable", "keywords_unreadable")
+    assert manifest(tmp_path / "out")["dropped"] == dict.fromkeys(reasons, 1)
+    (after,) = read(tmp_path / "out")
+    assert after["boxes"] == [[0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(

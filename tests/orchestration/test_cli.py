@@ -139,8 +139,8 @@ def table(path, rows, **columns):
         (dict(rows=0), dict(rows=40), "data.train: "),
         (dict(rows=80), dict(rows=20), "data.val: 20 rows are less than one micro-batch (batch.micro=32)"),
         (dict(rows=50), dict(rows=40), "data.train: 50 rows are less than one step takes (batch.global=64)"),
-        (dict(rows=80, image=["a"] * 80), dict(rows=40), "image must be encoded bytes, found str"),
-        (dict(rows=80, captions=[[1]] * 80), dict(rows=40), "captions must be text, found 1"),
+        (dict(rows=80, image=["a"] * 80), dict(rows=40), "column image is string; allowed: binary"),
+        (dict(rows=80, captions=[[1]] * 80), dict(rows=40), "column captions is list<element: int64>; allowed: text"),
     ],
 )
 def test_bad_data_is_one_clear_line(train, val, message, capsys, tmp_path):

@@ -62,7 +62,8 @@ def test_validates_stores_and_keeps_the_best_stored_step(parts):
     assert calls["validated"] == [3, 4, 6, 8, 9, 10]
     assert calls["saved"] == [(4, 0.5), (8, 0.9), (10, 0.4)]
     assert (state.best_step, state.best_score) == (8, 0.9)  # steps 6 and 9 were better, but are not stored
-    assert [e["step"] for e in read_lines(folder / "events.jsonl")] == [4, 8, 10]
+    events = [(e["event"], e["step"]) for e in read_lines(folder / "events.jsonl")]
+    assert events == [("first_batch", 0), *(("checkpoint", step) for step in (4, 8, 10))]
     assert all(calls["training"])
     assert state.step == 10
     assert state.cursor == Cursor((Position(0, 40),))
