@@ -27,18 +27,15 @@ def store(tmp_path_factory):
         for i in range(7):
             sink.write({"__key__": f"t{i}", "jpg": bytes([i]) * 3000, "txt": f"no. {i}"})
     (folder / "list.json").write_text("[]")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "testing")
-        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="pairs")
-        for path in folder.iterdir():
-            client.upload_file(str(path), "pairs", f"shards/{path.name}")
-        yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        server.stop()
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="pairs")
+    for path in folder.iterdir():
+        client.upload_file(str(path), "pairs", f"shards/{path.name}")
+    yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()
 
 
 def rows_of(index):
