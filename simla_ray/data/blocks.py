@@ -62,6 +62,13 @@ def table_block(table: pa.Table) -> Block:
         if isinstance(kind, list):
             block[name] = np.array(kind, dtype=object)
         else:
-            buffer = table.column(name)[0].as_buffer()
-            block[name] = np.frombuffer(buffer, dtype=kind["dtype"]).reshape(kind["shape"])
+            block[name] = np.frombuffer(_bytes(table.column(name)), dtype=kind["dtype"]).reshape(kind["shape"])
     return block
+
+
+def _bytes(column: pa.ChunkedArray) -> pa.Buffer:
+    """Of a column of one row; asking for its value would copy it."""
+    (array,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = array.buffers()
+    start, stop = np.frombuffer(offsets, dtype=np.int64)[array.offset : array.offset + 2].tolist()
+    return data.slice(start, stop - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,18 +15,18 @@ from simla_ray.data.sample import Sample
 from simla_ray.types import Batch
 
 
-def collate(samples: Sequence[Sample], run: Run, uids: Sequence[str] = (), epochs: Sequence[int] = ()) -> Batch:
-    """Stack samples; text is cut to the longest caption, rounded up to ``text.pad_multiple``.
+def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequence[int] = ()) -> Batch:
+    """A batch of stacked samples (``sample.stacked``), of whose arrays it keeps views.
 
-    Masked positions become index lists of one width with weights, so that the step never has to look for them.
+    Text is cut to the longest caption, rounded up to ``text.pad_multiple``. Masked positions become index lists of one
+    width with weights, so that the step never has to look for them.
     """
-    B = len(samples)
-    longest = max(int(s["n_tokens"]) for s in samples)
+    column, B = samples, len(samples["n_tokens"])
+    longest = int(column["n_tokens"].max())
     multiple = run.text.pad_multiple
     L = min(-(-longest // multiple) * multiple, run.text.max_tokens)
-    column = {name: np.stack([s[name] for s in samples]) for name in samples[0] if name != "code_image"}
-    ids = torch.from_numpy(column["token_ids"][:, :L])
-    n_tokens = torch.from_numpy(column["n_tokens"])
+    ids = _tensor(column["token_ids"][:, :L])
+    n_tokens = _tensor(column["n_tokens"])
     none = np.zeros((B, L), dtype=bool)
     chosen = column["mlm_chosen"][:, :L] if "mlm_chosen" in column else none
     mlm_index, mlm_weight = _index_lists(chosen)
@@ -33,30 +34,48 @@ def collate(samples: Sequence[Sample], run: Run, uids: Sequence[str] = (), epoch
     if run.objectives.mim is not None and "patch_mask" in column:
         C = math.ceil(B * run.objectives.mim.batch_fraction)
         patch_mask = column["patch_mask"][:C]
-        if "code_image" in samples[0]:
-            code_image = torch.from_numpy(np.stack([s["code_image"] for s in samples[:C]]))
+        if "code_row" in column:
+            code_image = torch.from_numpy(_code_images(column, C))
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
-        image=torch.from_numpy(column["image"]),
+        image=_tensor(column["image"]),
         token_ids=ids,
         token_mask=torch.arange(L)[None, :] < n_tokens[:, None],
-        masked_ids=torch.from_numpy(column["masked_ids"][:, :L]) if "masked_ids" in column else ids,
+        masked_ids=_tensor(column["masked_ids"][:, :L]) if "masked_ids" in column else ids,
         mlm_index=mlm_index,
         mlm_weight=mlm_weight,
         mlm_label=ids.gather(1, mlm_index),
-        patch_mask=torch.from_numpy(patch_mask),
+        patch_mask=_tensor(patch_mask),
         mim_index=mim_index,
         mim_weight=mim_weight,
-        word_start=torch.from_numpy(column["word_start"][:, :L]),
-        keyword_ok=torch.from_numpy(column["keyword_ok"][:, :L] if "keyword_ok" in column else none),
-        keyword_prior=torch.from_numpy(
+        word_start=_tensor(column["word_start"][:, :L]),
+        keyword_ok=_tensor(column["keyword_ok"][:, :L] if "keyword_ok" in column else none),
+        keyword_prior=_tensor(
             column["keyword_prior"][:, :L] if "keyword_prior" in column else np.zeros((B, L), dtype=np.float32)
         ),
-        image_id=torch.from_numpy(column["image_id"]),
+        image_id=_tensor(column["image_id"]),
         code_image=code_image,
         uid=list(uids),
         epoch=list(epochs),
     )
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Shares the memory of an array, also of one that may not be written to: nobody writes into a batch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def _code_images(column: Sample, n: int) -> np.ndarray:
+    """(n, 3, px, px) pictures of the codes: the tower's own, or another where there is one."""
+    rows = column["code_row"][:n]
+    if not len(column["code_image"]):
+        return column["image"][:n].copy()
+    shape = column["code_image"].shape[1:]
+    images = column["image"][:n].copy() if column["image"].shape[1:] == shape else np.empty((n, *shape), np.uint8)
+    images[rows >= 0] = column["code_image"][rows[rows >= 0]]
+    return images
 
 
 def _index_lists(chosen: np.ndarray) -> tuple[Tensor, Tensor]:

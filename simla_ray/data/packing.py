@@ -11,7 +11,7 @@ import numpy as np
 from simla_ray.config.schema import Run
 from simla_ray.data.collate import collate
 from simla_ray.data.order import Position
-from simla_ray.data.sample import unstacked
+from simla_ray.data.sample import Sample, joined
 from simla_ray.errors import UserError
 from simla_ray.types import Batch
 
@@ -86,15 +86,20 @@ def check_drops(unusable: Mapping[str, str], n_rows: int, run: Run) -> None:
 
 
 def _take(waiting: deque, lane: int, micro: int, run: Run) -> Packed:
-    samples, uids, epochs, dropped = [], [], [], []
-    while len(samples) < micro:
+    runs: list[tuple[Sample, int, int]] = []
+    uids, epochs, dropped = [], [], []
+    while len(uids) < micro:
         epoch, offset, uid, drop, arrays, i = waiting.popleft()
         if drop:
             dropped.append(Dropped(uid, drop, epoch))
             continue
-        samples.append(unstacked(arrays, i))
+        if runs and runs[-1][0] is arrays and runs[-1][2] == i:
+            runs[-1] = arrays, runs[-1][1], i + 1
+        else:
+            runs.append((arrays, i, i + 1))
         uids.append(uid)
         epochs.append(epoch)
-    batch = collate(samples, run, uids, epochs)
-    truncated = sum(bool(s["truncated"]) for s in samples)
-    return Packed(batch, lane, Position(epoch, offset + 1), dropped, truncated)
+    samples = joined(runs)
+    return Packed(
+        collate(samples, run, uids, epochs), lane, Position(epoch, offset + 1), dropped, int(samples["truncated"].sum())
+    )

@@ -146,13 +146,18 @@ def stacked(samples: Sequence[Sample]) -> Sample:
     return block
 
 
-def unstacked(block: Sample, i: int) -> Sample:
-    """One of the samples that ``stacked`` was given."""
-    sample = {name: values[i] for name, values in block.items() if name not in ("code_image", "code_row")}
-    if "code_row" in block:
-        row = block["code_row"][i]
-        sample["code_image"] = block["code_image"][row] if row >= 0 else sample["image"]
-    return sample
+def joined(runs: Sequence[tuple[Sample, int, int]]) -> Sample:
+    """Samples [start, stop) of stacked ones, several such runs in one; of a single run views, not copies."""
+    (first, start, stop), *more = runs
+    found = {n: v if n == "code_image" else v[start:stop] for n, v in first.items()}
+    for block, start, stop in more:
+        if "code_row" in block:
+            rows = block["code_row"][start:stop]
+            rows = np.where(rows >= 0, rows + len(found["code_image"]), -1)
+            block = block | {"code_row": np.concatenate([block["code_row"][:start], rows])}
+        cut = {n: v if n == "code_image" else v[start:stop] for n, v in block.items()}
+        found = {n: np.concatenate([v, cut[n]]) for n, v in found.items()}
+    return found
 
 
 def code_image_px(run: Run) -> int:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from simla_ray.config.schema import KeywordSelect, Psl, Side
 from simla_ray.data.collate import collate
+from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary, clean, load_stop_words
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet, Item
 from simla_ray.evaluation.examples import number, pick
@@ -154,7 +155,7 @@ def _judge(data: EvalSet, psl: Psl, candidates: Candidates, cases: list[Case]) -
 def selected_words(data: EvalSet, psl: Psl, items: list[Item], image_tokens: torch.Tensor) -> list[list[str]]:
     """The words that training would take as keywords from each first caption; a chosen piece stands for its word."""
     scorer = data.scorer
-    batch = collate([item.sample for item in items], scorer.run).to(scorer.device)
+    batch = collate(stacked([item.sample for item in items]), scorer.run).to(scorer.device)
     attention = None
     if psl.select is KeywordSelect.attention:
         towers = scorer.teacher if psl.attention is Side.teacher else scorer.model.student

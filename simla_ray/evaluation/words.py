@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from simla_ray.data.collate import collate
+from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet
 from simla_ray.evaluation.examples import pick, spread
@@ -110,7 +111,7 @@ def _count(
 ) -> dict[str, tuple[float, float]]:
     """(right, all) per objective, by training's own forward without its teacher."""
     scorer, objectives = data.scorer, data.run.objectives
-    batch = collate([data.items[i].sample for i in chunk], data.run).to(scorer.device)
+    batch = collate(stacked([data.items[i].sample for i in chunk]), data.run).to(scorer.device)
     with autocast(scorer.run, scorer.device):
         record = forward_cross(scorer.model, batch, objectives, Needs.of(objectives, active, has_teacher=False))
     counts = {}

@@ -57,7 +57,7 @@ def _data(arguments: argparse.Namespace, _: Callable[[], Any]) -> str:
         sides = tuple(int(side) for side in arguments.px.split(",")) if arguments.px is not None else tuple(ROWS)
     except ValueError:
         raise UserError(f"--px: {arguments.px} is not a list of whole numbers") from None
-    given = {name: _whole(arguments, name) for name in ("rows", "rounds", "tasks")}
+    given = {name: _whole(arguments, name) for name in ("rows", "tasks")}
     wanted = _whole(arguments, "pairs_per_s")
     plan = Plan(px=sides, **{name: value for name, value in given.items() if value is not None})
     result = measure_ingest(plan, _say(arguments))
@@ -126,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--px", metavar="A,B", help="sides of the JPEGs (default: 256,1024)")
     data.add_argument("--rows", metavar="N", help="JPEGs of an epoch (default: 20000 of 256 px, 5000 of 1024 px)")
-    data.add_argument("--rounds", metavar="N", help="epochs of each that count (default: 1)")
     data.add_argument("--tasks", metavar="N", help="processes that make samples (default: 2)")
     data.add_argument("--pairs-per-s", metavar="N", help="say how many cores give so many pairs/s (default: 1000)")
     for command in (step, overhead, data):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
@@ -31,9 +30,10 @@ from simla_ray.data import pipeline
 from simla_ray.data.collate import collate
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, build_index
+from simla_ray.data.order import Position
 from simla_ray.data.packing import pack
 from simla_ray.data.prefetch import Prefetched
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.data.text import Vocabulary, build_vocabulary
 from simla_ray.errors import UserError
 from simla_ray.orchestration.worker import PREFETCHED
@@ -48,7 +48,9 @@ DISTINCT = 64
 ROW_GROUP_BYTES = 2**23
 OURS, TWIN, TWIN_DRAFT, PLAIN = "simla_ray", "DataLoader", "DataLoader, reduced decoding", "plain loop"
 #: Rows before an epoch of our stream is timed.
-LEAD_ROWS = 1024
+LEAD_ROWS = 512
+#: Parts of an epoch that take turns.
+PARTS = 5
 #: Parts of an epoch at which memory is looked at.
 LOOKS = 10
 WORDS = ("a", "two", "red", "small", "dog", "cat", "bicycle", "stands", "jumps", "over", "beside", "water", "street")
@@ -61,7 +63,6 @@ class Plan:
     Args:
         px: sides of the JPEGs.
         rows: JPEGs of an epoch; None: ``ROWS``.
-        rounds: epochs of every contender that count, after a short one that warms up.
         tasks: processes that make samples.
 
     Raises:
@@ -70,26 +71,26 @@ class Plan:
 
     px: tuple[int, ...] = tuple(ROWS)
     rows: int | None = None
-    rounds: int = 1
     tasks: int = 2
 
     def __post_init__(self) -> None:
         for side in self.px:
             if side not in ROWS:
                 raise UserError(f"--px: {side} is not one of {', '.join(map(str, ROWS))}")
-        for name, least, most in (("rows", 16 * MICRO, 10**7), ("rounds", 1, 100), ("tasks", 1, 1024)):
+        for name, least, most in (("rows", 8 * PARTS * MICRO, 10**7), ("tasks", 1, 1024)):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise UserError(f"--{name}: {value} is not in {least}..{most}")
 
 
 def measure_ingest(plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measure what the plan asks for, contenders in turn within a round, and say how it goes.
+    """Measure what the plan asks for, and say how it goes.
 
     Returns:
         what ``--json`` prints: by the side of the JPEGs the figures of every contender and ``ratio_to_dataloader``
         (pairs/s of ours over the DataLoader's without reduced decoding), ``ratio_to_dataloader_reduced``,
-        ``ratio_to_pillow``, ``first_batch_s`` and ``memory_growth``; and ``scaling`` over decode CPUs.
+        ``ratio_to_pillow`` and ``first_batch_s``; ``scaling`` over decode CPUs and ``memory`` over an epoch, of the
+        first size.
     """
     pipeline.connect(None, plan.tasks + 2)
     pipeline.quiet()
@@ -97,9 +98,10 @@ def measure_ingest(plan: Plan, say: Callable[[str], None] = print) -> dict[str, 
     with tempfile.TemporaryDirectory(prefix="simla-ray-") as folder:
         for side in plan.px:
             workshop = _Workshop.build(Path(folder) / str(side), side, plan.rows or ROWS[side], plan.tasks, say)
-            result[str(side)] = _measure(workshop, plan.rounds, say)
+            result[str(side)] = _measure(workshop, say)
             if side == plan.px[0]:
                 result["scaling"] = _scaling(workshop, say)
+                result["memory"] = _memory_of(workshop, say)
     return result
 
 
@@ -149,72 +151,73 @@ class _Workshop:
         ]
         return cls(run, index, build_vocabulary(captions, run.text), files, side, rows, tasks)
 
-    def ours(self, rows: int, tasks: int | None = None, look: bool = False) -> _Epoch:
+    def ours(self, part: range, tasks: int | None = None, look: bool = False) -> _Part:
         """Our stream as a worker takes it, from when it is under way: a run starts it once."""
         run, lanes = self.run, list(range(self.run.micro_batches))
-        steps, lead = rows // run.batch.global_, LEAD_ROWS // MICRO
+        batches, lead = len(part) // MICRO, LEAD_ROWS // MICRO
+        start = Cursor((Position(0, part.start // len(lanes)),) * len(lanes))
         began = time.perf_counter()
         dataset = pipeline.training_stream(
-            run, self.index, self.vocabulary, lanes, Cursor.start(len(lanes)), steps + lead, tasks or self.tasks
+            run, self.index, self.vocabulary, lanes, start, (batches + lead) // len(lanes) + 1, tasks or self.tasks
         )
         stream = Prefetched(pack(pipeline.blocks_of(dataset), lanes, run, self.rows), PREFETCHED)
-        epoch = _Epoch()
         next(stream)
-        epoch.first_batch_s = time.perf_counter() - began
+        found = _Part(first_batch_s=time.perf_counter() - began)
         for _ in range(lead):
             next(stream)
         began = time.perf_counter()
-        for number in range(steps * len(lanes)):
+        for number in range(batches):
             next(stream)
-            epoch.pairs += MICRO
-            if look and (number + 1) * LOOKS % (steps * len(lanes)) < LOOKS:
-                epoch.memory.append(_memory())
-        epoch.seconds = time.perf_counter() - began
+            found.pairs += MICRO
+            if look and (number + 1) * LOOKS % batches < LOOKS:
+                found.memory.append(_memory())
+        found.seconds = time.perf_counter() - began
         stream.close()
-        return epoch
+        return found
 
-    def loader(self, reduced: bool) -> Callable[[int], _Epoch]:
-        """A torch DataLoader, its workers kept over epochs."""
-        maker = SampleMaker if reduced else _FullScale
-        made = {}
+    def loader(self, reduced: bool) -> Callable[[range], _Part]:
+        """A torch DataLoader, its workers kept over parts."""
+        data = _Files(self.files, self.run, self.vocabulary, SampleMaker if reduced else _FullScale)
+        order = _Order()
+        loader = DataLoader(
+            data, MICRO, sampler=order, num_workers=self.tasks, persistent_workers=True, drop_last=True,
+            collate_fn=data.collate,
+        )  # fmt: skip
 
-        def epoch_of(rows: int) -> _Epoch:
-            if rows not in made:
-                data = _Files(self.files[:rows], self.run, self.vocabulary, maker)
-                made[rows] = DataLoader(
-                    data, MICRO, shuffle=True, num_workers=self.tasks, persistent_workers=True, drop_last=True,
-                    collate_fn=data.collate,
-                )  # fmt: skip
-            began, epoch = time.perf_counter(), _Epoch()
-            for batch in made[rows]:
-                if not epoch.pairs:
-                    epoch.first_batch_s = time.perf_counter() - began
-                epoch.pairs += len(batch.image)
-            epoch.seconds = time.perf_counter() - began
-            return epoch
+        def part_of(part: range) -> _Part:
+            order.rows = np.random.default_rng(part.start).permutation(part).tolist()
+            began, found = time.perf_counter(), _Part()
+            for batch in loader:
+                found.pairs += len(batch.image)
+            found.seconds = time.perf_counter() - began
+            return found
 
-        return epoch_of
+        return part_of
 
-    def plain(self, rows: int) -> _Epoch:
+    def plain(self, part: range) -> _Part:
         """Loops in processes of their own."""
         began = time.perf_counter()
         context = multiprocessing.get_context("fork")
         loops = [
-            context.Process(target=_loop, args=(self.files[n : rows : self.tasks], self.run, self.vocabulary))
+            context.Process(
+                target=_loop, args=(self.files[part.start + n : part.stop : self.tasks], self.run, self.vocabulary)
+            )
             for n in range(self.tasks)
         ]
         for loop in loops:
             loop.start()
         for loop in loops:
             loop.join()
-        return _Epoch(rows, time.perf_counter() - began)
+        return _Part(len(part), time.perf_counter() - began)
 
 
 @dataclass
-class _Epoch:
+class _Part:
+    """What a contender has made of a part of the epoch."""
+
     pairs: int = 0
     seconds: float = 0.0
-    first_batch_s: float | None = None
+    first_batch_s: float = 0.0
     memory: list[int] = field(default_factory=list)
 
     @property
@@ -230,6 +233,19 @@ class _FullScale(SampleMaker):
         return 1
 
 
+class _Order(Sampler):
+    """Rows in an order that can be changed while workers are kept."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+
 class _Files(Dataset):
     def __init__(self, rows: list[dict[str, Any]], run: Run, vocabulary: Vocabulary, maker: type[SampleMaker]):
         self.rows, self.run, self.make = rows, run, maker(run, vocabulary, training=True)
@@ -241,7 +257,9 @@ class _Files(Dataset):
         return self.rows[i]["uid"], self.make(self.rows[i], 0)
 
     def collate(self, samples: list[tuple[str, dict[str, np.ndarray]]]) -> Any:
-        return collate([sample for _, sample in samples], self.run, [uid for uid, _ in samples], [0] * len(samples))
+        return collate(
+            stacked([sample for _, sample in samples]), self.run, [uid for uid, _ in samples], [0] * len(samples)
+        )
 
 
 def _loop(rows: list[dict[str, Any]], run: Run, vocabulary: Vocabulary) -> None:
@@ -251,45 +269,51 @@ def _loop(rows: list[dict[str, Any]], run: Run, vocabulary: Vocabulary) -> None:
         make(row, 0)
 
 
-def _measure(workshop: _Workshop, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    contenders: dict[str, Callable[[int], _Epoch]] = {
-        OURS: lambda rows: workshop.ours(rows, look=True),
+def _measure(workshop: _Workshop, say: Callable[[str], None]) -> dict[str, Any]:
+    """An epoch of every contender, in parts that take turns: a machine that is slow for a while is so for all."""
+    contenders: dict[str, Callable[[range], _Part]] = {
+        OURS: workshop.ours,
         TWIN: workshop.loader(reduced=False),
         TWIN_DRAFT: workshop.loader(reduced=True),
         PLAIN: workshop.plain,
     }
-    epochs: dict[str, list[_Epoch]] = {name: [] for name in contenders}
-    for epoch_of in contenders.values():
-        epoch_of(8 * MICRO)  # warms up
-    for number in range(rounds):
-        for name, epoch_of in list(contenders.items())[:: 1 if number % 2 == 0 else -1]:
-            epochs[name].append(epoch_of(workshop.rows))
-            say(f"{workshop.side:>5} px   {name}: {epochs[name][-1].rate:,.0f} pairs/s")
+    parts: dict[str, list[_Part]] = {name: [] for name in contenders}
+    for part_of in contenders.values():
+        part_of(range(8 * MICRO))  # warms up
+    size = -(-workshop.rows // PARTS)
+    for number, start in enumerate(range(0, workshop.rows, size)):
+        part = range(start, min(start + size, workshop.rows))
+        for name, part_of in list(contenders.items())[:: 1 if number % 2 == 0 else -1]:
+            parts[name].append(part_of(part))
+        rates = ", ".join(f"{name} {of[-1].rate:,.0f}" for name, of in parts.items())
+        say(f"{workshop.side:>5} px   part {number + 1} of {PARTS}, pairs/s: {rates}")
+    whole = {name: _Part(sum(p.pairs for p in of), sum(p.seconds for p in of)) for name, of in parts.items()}
 
-    def ratio(other: str) -> float:
-        return statistics.median(a.rate / b.rate for a, b in zip(epochs[OURS], epochs[other], strict=True))
+    def against(other: str) -> tuple[float, list[float]]:
+        each = [a.rate / b.rate for a, b in zip(parts[OURS], parts[other], strict=True)]
+        return whole[OURS].rate / whole[other].rate, [min(each), max(each)]
 
-    memory = epochs[OURS][-1].memory
-    return {
-        "rows": workshop.rows,
-        "tasks": workshop.tasks,
-        "rounds": rounds,
-        "ratio_to_dataloader": ratio(TWIN),
-        "ratio_to_dataloader_reduced": ratio(TWIN_DRAFT),
-        "ratio_to_pillow": ratio(PLAIN),
-        "first_batch_s": max(epoch.first_batch_s or 0.0 for epoch in epochs[OURS]),
-        "memory_growth": max(memory[1:]) / memory[0] - 1 if len(memory) > 1 else None,
-        "memory_bytes": max(memory, default=None),
-        "pairs_per_s": {name: statistics.median(e.rate for e in of) for name, of in epochs.items()},
-    }
+    found: dict[str, Any] = {"rows": workshop.rows, "tasks": workshop.tasks, "parts": len(parts[OURS])}
+    for key, other in (("dataloader", TWIN), ("dataloader_reduced", TWIN_DRAFT), ("pillow", PLAIN)):
+        found[f"ratio_to_{key}"], found[f"ratio_to_{key}_range"] = against(other)
+    found["first_batch_s"] = max(part.first_batch_s for part in parts[OURS])
+    found["pairs_per_s"] = {name: of.rate for name, of in whole.items()}
+    return found
+
+
+def _memory_of(workshop: _Workshop, say: Callable[[str], None]) -> dict[str, Any]:
+    """A whole epoch of ours without a break, memory looked at after every tenth of it."""
+    memory = workshop.ours(range(workshop.rows), look=True).memory
+    growth = max(memory[1:]) / memory[0] - 1
+    say(f"{workshop.side:>5} px   memory over {workshop.rows} JPEGs: {growth:+.1%}")
+    return {"rows": workshop.rows, "bytes": memory, "growth": growth}
 
 
 def _scaling(workshop: _Workshop, say: Callable[[str], None]) -> list[dict[str, float]]:
     """Our stream with 1, 2, 4, ... tasks, up to as many as there are cores."""
-    rows = min(workshop.rows, 4096)
     found = []
     for tasks in _doubled(os.cpu_count() or 1):
-        rate = workshop.ours(rows, tasks).rate
+        rate = workshop.ours(range(min(workshop.rows, 4096)), tasks).rate
         say(f"{workshop.side:>5} px   {tasks} decode CPUs: {rate:,.0f} pairs/s")
         found.append({"decode_cpus": tasks, "pairs_per_s": rate})
     return found

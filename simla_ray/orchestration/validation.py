@@ -10,7 +10,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.evaluation.eval_set import Item, load_items
 from simla_ray.evaluation.retrieval import validation_retrieval
 from simla_ray.evaluation.scorer import Scorer
@@ -56,5 +56,7 @@ def fixed_batches(run: Run, prepared: Prepared, comm: Comm) -> tuple[list[tuple[
             continue
     n = max(1, len(samples) // micro)
     parts = [samples[i * micro : (i + 1) * micro] for i in range(n)]
-    mine = [(i, collate([s for _, s in part], run)) for i, part in enumerate(parts) if i % comm.world == comm.rank]
+    mine = [
+        (i, collate(stacked([s for _, s in part]), run)) for i, part in enumerate(parts) if i % comm.world == comm.rank
+    ]
     return mine, n

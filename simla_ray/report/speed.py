@@ -9,6 +9,8 @@ from simla_ray.report.results import percent
 from simla_ray.report.terminal import aligned, number
 
 GIGA, GIB = 1e9, 2**30
+#: What our stream is held against, in the order of the result.
+CONTENDERS = ("dataloader", "dataloader_reduced", "pillow")
 
 
 def speed_tables(result: Mapping[str, Any]) -> str:
@@ -100,15 +102,16 @@ def ingest_tables(result: Mapping[str, Any], wanted: int) -> str:
         wanted: pairs/s for which the cores are counted.
     """
     blocks = []
-    for side, found in ((side, found) for side, found in result.items() if side != "scaling"):
-        rates = found["pairs_per_s"]
-        (_, ours), *_ = rates.items()
-        rows = [[name, f"{rate:,.0f}", f"{ours / rate:.2f}"] for name, rate in rates.items()]
-        blocks.append(aligned([[f"{found['rows']:,} JPEGs of {side} px", "pairs/s", "ours over it"], *rows]))
-        memory = ""
-        if found["memory_growth"] is not None:
-            memory = f"; memory {number(found['memory_bytes'] / GIB)} GiB, {found['memory_growth']:+.1%} in the epoch"
-        blocks.append(f"{found['tasks']} processes each; first batch after {found['first_batch_s']:.1f} s{memory}.")
+    for side, found in ((side, found) for side, found in result.items() if side.isdigit()):
+        ratios = (None, *((found[f"ratio_to_{k}"], found[f"ratio_to_{k}_range"]) for k in CONTENDERS))
+        rows = []
+        for (name, rate), ratio in zip(found["pairs_per_s"].items(), ratios, strict=True):
+            of_parts = f"{ratio[1][0]:.2f} .. {ratio[1][1]:.2f}" if ratio is not None else ""
+            rows.append([name, f"{rate:,.0f}", f"{ratio[0]:.2f}" if ratio is not None else "", of_parts])
+        blocks.append(
+            aligned([[f"{found['rows']:,} JPEGs of {side} px", "pairs/s", "ours over it", "in parts"], *rows])
+        )
+        blocks.append(f"{found['tasks']} processes each; first batch of ours after {found['first_batch_s']:.1f} s.")
     rows = [
         [str(row["decode_cpus"]), f"{row['pairs_per_s']:,.0f}", f"{row['pairs_per_s'] / row['decode_cpus']:,.0f}"]
         for row in result["scaling"]
@@ -116,5 +119,10 @@ def ingest_tables(result: Mapping[str, Any], wanted: int) -> str:
     blocks.append(aligned([["data.decode_cpus", "pairs/s", "each"], *rows]))
     most = max(result["scaling"], key=lambda row: row["decode_cpus"])
     cores = wanted / (most["pairs_per_s"] / most["decode_cpus"])
-    blocks.append(f"{wanted:,} pairs/s need about {cores:.1f} such cores for data beside those of the workers.")
+    memory = result["memory"]
+    blocks.append(
+        f"{wanted:,} pairs/s need about {cores:.1f} such cores for data beside those of the workers. Memory of all "
+        f"processes and the object store, {number(memory['bytes'][0] / GIB)} GiB after a tenth of an epoch of "
+        f"{memory['rows']:,}, grows by at most {memory['growth']:.1%} to its end."
+    )
     return "\n\n".join(blocks)

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from simla_ray.config.schema import Run
 from simla_ray.data.collate import collate
 from simla_ray.data.masking import mask_patches, mask_words
+from simla_ray.data.sample import stacked
 from simla_ray.errors import UserError
 from simla_ray.types import Batch
 
@@ -71,7 +72,7 @@ def synthetic_batch(run: Run, vocab_size: int, lengths: Sequence[int] | None = N
     """
     rng = np.random.default_rng(seed)
     lengths = [run.text.max_tokens] * run.batch.micro if lengths is None else lengths
-    batch = collate([_sample(run, vocab_size, n, i, rng) for i, n in enumerate(lengths)], run)
+    batch = collate(stacked([_sample(run, vocab_size, n, i, rng) for i, n in enumerate(lengths)]), run)
     if "mim" in run.objectives.active():
         codes = rng.integers(0, run.codes.n, batch.patch_mask.shape)
         batch.codes = torch.from_numpy(codes)

@@ -7,7 +7,7 @@ import torch
 from simla_ray.config.load import load_run
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
-from simla_ray.data.sample import SampleMaker, code_image_px
+from simla_ray.data.sample import SampleMaker, code_image_px, stacked
 
 
 def test_a_sample_depends_on_seed_epoch_and_uid_only(world_rows, vocabulary):
@@ -76,7 +76,7 @@ def test_collate_shapes_and_index_lists(world_rows, vocabulary):
     run = load_run(overrides=["text.pad_multiple=4", "objectives.mim.batch_fraction=0.5"])
     make = SampleMaker(run, vocabulary, training=True)
     samples = [make(row, 0) for row in world_rows["train"][:8]]
-    batch = collate(samples, run, [r["uid"] for r in world_rows["train"][:8]], [0] * 8)
+    batch = collate(stacked(samples), run, [r["uid"] for r in world_rows["train"][:8]], [0] * 8)
     longest = max(int(s["n_tokens"]) for s in samples)
     L = min(-(-longest // 4) * 4, run.text.max_tokens)
     assert batch.token_ids.shape == batch.token_mask.shape == batch.masked_ids.shape == (8, L)

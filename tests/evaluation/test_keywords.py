@@ -101,12 +101,13 @@ def test_measure_against_a_loop(vocabulary, world_rows):
 def test_selected_keywords_are_those_of_training(data):
     """Against the forward and the selection that the training step runs."""
     from simla_ray.data.collate import collate
+    from simla_ray.data.sample import stacked
     from simla_ray.models.forward import Needs, forward_cross
     from simla_ray.objectives.keywords import select_keywords
 
     scorer = data.scorer
     psl = data.run.objectives.psl
-    batch = collate([item.sample for item in data.items], data.run)
+    batch = collate(stacked([item.sample for item in data.items]), data.run)
     with torch.no_grad():
         record = forward_cross(
             scorer.model, batch, data.run.objectives, Needs.of(data.run.objectives, {"psl"}, has_teacher=True)

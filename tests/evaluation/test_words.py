@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from simla_ray.data.collate import collate
+from simla_ray.data.sample import stacked
 from simla_ray.evaluation import words
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.work import Work
@@ -67,7 +68,7 @@ def test_accuracies_against_a_loop(data, tokenizer):
     mlm, mim = [], []
     for start in range(0, len(data), 32):
         samples = [item.sample for item in data.items[start : start + 32]]
-        batch = collate(samples, run)
+        batch = collate(stacked(samples), run)
         codes = tokenizer(batch.image)
         with torch.no_grad():
             for b in range(len(samples)):

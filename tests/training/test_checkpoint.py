@@ -9,7 +9,7 @@ from simla_ray.config.load import load_run
 from simla_ray.data.collate import collate
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.order import Position
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.errors import UserError
 from simla_ray.models.model import Model
 from simla_ray.models.visual_codes import PatchCodes
@@ -48,7 +48,7 @@ def deterministic():
 @pytest.fixture
 def batches(world_rows, vocabulary):
     make = SampleMaker(RUN, vocabulary, training=True)
-    return [collate([make(row, 0) for row in world_rows["train"][4 * i : 4 * i + 4]], RUN) for i in range(6)]
+    return [collate(stacked([make(row, 0) for row in world_rows["train"][4 * i : 4 * i + 4]]), RUN) for i in range(6)]
 
 
 def test_going_on_from_a_checkpoint_gives_the_same_losses(tmp_path, vocabulary, batches):

@@ -8,7 +8,7 @@ from simla_ray.data.collate import collate
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.order import Order, Position
 from simla_ray.data.packing import Dropped, Packed
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.models.model import Model
@@ -31,7 +31,7 @@ RUN = load_run(
 def parts(vocabulary, world_rows, tmp_path):
     make = SampleMaker(RUN, vocabulary, training=True)
     rows = world_rows["train"][:4]
-    batch = collate([make(row, 0) for row in rows], RUN, [r["uid"] for r in rows], [0] * 4)
+    batch = collate(stacked([make(row, 0) for row in rows]), RUN, [r["uid"] for r in rows], [0] * 4)
     losses = Losses(RUN, Model(RUN, len(vocabulary)), None, vocabulary.cls_id, None)
     step = Step(RUN, losses, 10, Comm(), torch.device("cpu"))
     losses.eval()  # as building an evaluator leaves it
