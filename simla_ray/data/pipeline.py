@@ -49,7 +49,7 @@ READER_CPUS = 0.1
 #: In place of the hash of a uid.
 NO_UID = -1
 NONE = np.empty(0, dtype=np.int64)
-PAUSE_S = 0.02
+PAUSE_S = 0.05
 
 #: Map function: columns of a batch in, blocks of columns out.
 Work = Callable[[dict[str, np.ndarray]], Iterator[dict[str, np.ndarray]]]
@@ -160,7 +160,9 @@ def training_stream(
         BlockMaker(run, vocabulary),
         batch_size=TASK_BLOCKS,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=tasks),
+        # One more than there are CPUs for: none of them idles while the next task is on its way.
+        compute=ray.data.TaskPoolStrategy(size=tasks + 1),
+        num_cpus=tasks / (tasks + 1),
     )
     context = dataset.context
     context.execution_options.preserve_order = True

@@ -47,8 +47,10 @@ MICRO = 64
 DISTINCT = 64
 ROW_GROUP_BYTES = 2**23
 OURS, TWIN, TWIN_DRAFT, PLAIN = "simla_ray", "DataLoader", "DataLoader, reduced decoding", "plain loop"
-#: Rows before an epoch of our stream is timed.
-LEAD_ROWS = 512
+#: Seconds after the first batch before our stream is timed: Ray starts helpers of its own meanwhile.
+LEAD_S = 6.0
+#: The stream is planned for so many, and closed when enough was taken.
+MOST_STEPS = 10_000
 #: Parts of an epoch that take turns.
 PARTS = 5
 #: Parts of an epoch at which memory is looked at.
@@ -154,16 +156,17 @@ class _Workshop:
     def ours(self, part: range, tasks: int | None = None, look: bool = False) -> _Part:
         """Our stream as a worker takes it, from when it is under way: a run starts it once."""
         run, lanes = self.run, list(range(self.run.micro_batches))
-        batches, lead = len(part) // MICRO, LEAD_ROWS // MICRO
+        batches = len(part) // MICRO
         start = Cursor((Position(0, part.start // len(lanes)),) * len(lanes))
         began = time.perf_counter()
         dataset = pipeline.training_stream(
-            run, self.index, self.vocabulary, lanes, start, (batches + lead) // len(lanes) + 1, tasks or self.tasks
+            run, self.index, self.vocabulary, lanes, start, MOST_STEPS, tasks or self.tasks
         )
         stream = Prefetched(pack(pipeline.blocks_of(dataset), lanes, run, self.rows), PREFETCHED)
         next(stream)
         found = _Part(first_batch_s=time.perf_counter() - began)
-        for _ in range(lead):
+        began = time.perf_counter()
+        while time.perf_counter() - began < LEAD_S:
             next(stream)
         began = time.perf_counter()
         for number in range(batches):
