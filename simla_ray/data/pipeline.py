@@ -6,10 +6,12 @@ a stream over its own lanes, so no split can drop or reorder rows.
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
@@ -38,9 +40,9 @@ from simla_ray.data.sources import read_pieces, read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
 #: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
-BLOCK_ROWS = 64
+BLOCK_ROWS = 128
 #: Such blocks that one task makes: enough that a short wait for the next task does not count.
-TASK_BLOCKS = 4
+TASK_BLOCKS = 2
 MAX_BLOCKS = 2000
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
@@ -251,42 +253,45 @@ class BlockMaker:
     """Map function: encoded rows in, blocks of samples out, see ``training_stream``."""
 
     def __init__(self, run: Run, vocabulary: Vocabulary):
-        self.run, self.vocabulary = run, vocabulary
-        self.make: SampleMaker | None = None
+        # Every task gets a map function of its own; opening a large vocabulary for each would cost more than the rows.
+        self.pickled = pickle.dumps((run, vocabulary))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        if self.make is None:
-            self.make = SampleMaker(self.run, self.vocabulary, training=True)
+        make = _maker_of(self.pickled)
         for i in range(len(batch)):
-            yield self._block(table_rows(batch.slice(i, 1)))
+            yield self._block(table_rows(batch.slice(i, 1)), make)
 
-    def _block(self, rows: list[dict[str, Any]]) -> pa.Table:
-        assert self.make is not None
+    def _block(self, rows: list[dict[str, Any]], make: SampleMaker) -> pa.Table:
         samples: list[Sample | None] = []
         reasons: list[str] = []
         for row in rows:
             path, image = row["path"], row["image"]
             row["image"] = row["reason"] or (Path(path) if path is not None else image)
             try:
-                samples.append(self.make(row, row["epoch"], row["time"]))
+                samples.append(make(row, row["epoch"], row["time"]))
                 reasons.append("")
             except DropRow as drop:
                 samples.append(None)
                 reasons.append(drop.reason)
-        shape_of = next((s for s in samples if s is not None), None) or self._blank()
+        shape_of = next((s for s in samples if s is not None), None) or _blank(make)
         blank = {name: np.zeros_like(values) for name, values in shape_of.items()}
         block = stacked([s or blank for s in samples])
         block |= {name: np.array([row[name] for row in rows]) for name in ("lane", "epoch", "offset")}
         block |= {"uid": np.array([row["uid"] for row in rows]), "drop": np.array(reasons)}
         return block_table(block)
 
-    def _blank(self) -> Sample:
-        """A sample of the right shapes, for a block in which every row is dropped."""
-        assert self.make is not None
-        buffer = io.BytesIO()
-        side = 16
-        Image.new("RGB", (side, side)).save(buffer, "PNG")
-        return self.make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
+
+@functools.lru_cache(maxsize=1)
+def _maker_of(pickled: bytes) -> SampleMaker:
+    run, vocabulary = pickle.loads(pickled)
+    return SampleMaker(run, vocabulary, training=True)
+
+
+def _blank(make: SampleMaker) -> Sample:
+    """A sample of the right shapes, for a block in which every row is dropped."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    return make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
 
 
 def job(items: Sequence[Mapping[str, Any]], work: Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
