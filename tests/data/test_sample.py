@@ -1,5 +1,7 @@
 """A row -> a sample -> a batch."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from simla_ray.config.load import load_run
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
-from simla_ray.data.sample import SampleMaker, code_image_px, stacked
+from simla_ray.data.sample import SampleMaker, code_image_px, joined, stacked
 
 
 def test_a_sample_depends_on_seed_epoch_and_uid_only(world_rows, vocabulary):
@@ -92,3 +94,24 @@ def test_collate_shapes_and_index_lists(world_rows, vocabulary):
         assert chosen.tolist() == batch.patch_mask[row].nonzero()[:, 0].tolist()
     assert (batch.masked_ids != batch.token_ids).any()
     assert not (batch.masked_ids[:, 0] != batch.token_ids[:, 0]).any()
+
+
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_a_batch_of_runs_of_blocks_is_the_batch_of_its_samples(world_rows, vocabulary, fraction):
+    """Whatever blocks the rows come in; the codes' pictures too, which are kept only where they differ."""
+    run = load_run(overrides=["data.augment=full", f"objectives.mim.batch_fraction={fraction}"])
+    make = SampleMaker(run, vocabulary, training=True)
+    samples = [make(row, 0) for row in world_rows["train"][:24]]
+    blocks = [stacked(samples[:10]), stacked(samples[10:17]), stacked(samples[17:])]
+    others = sum(s["code_image"] is not s["image"] for s in samples)
+    assert 0 < sum(len(b["code_image"]) for b in blocks) == others < 24
+    runs = [(blocks[0], 3, 10), (blocks[1], 0, 2), (blocks[1], 3, 7), (blocks[2], 0, 3)]
+    chosen = [*samples[3:10], *samples[10:12], *samples[13:17], *samples[17:20]]
+    ours, theirs = collate(joined(runs), run), collate(stacked(chosen), run)
+    C = math.ceil(len(chosen) * fraction)
+    assert torch.equal(ours.code_image, torch.from_numpy(np.stack([s["code_image"] for s in chosen[:C]])))
+    for name, value in vars(theirs).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(ours, name), value), name
+    alone = joined([(blocks[0], 0, 10)])
+    assert np.shares_memory(alone["image"], blocks[0]["image"])
