@@ -34,7 +34,7 @@ from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share, Window
-from simla_ray.data.sample import Sample, SampleMaker, stacked
+from simla_ray.data.sample import Sample, SampleMaker, code_image_px, stacked
 from simla_ray.data.schema import TRAINING
 from simla_ray.data.sources import read_pieces, read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
@@ -44,6 +44,9 @@ BLOCK_ROWS = 128
 #: Such blocks that one task makes: enough that a short wait for the next task does not count.
 TASK_BLOCKS = 2
 MAX_BLOCKS = 2000
+#: What a worker's stream may keep in the object store: encoded rows, and blocks beside those that tasks are making.
+ENCODED_BYTES = 2**28
+WAITING_BLOCKS = 4
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
@@ -168,6 +171,10 @@ def training_stream(
     )
     context = dataset.context
     context.execution_options.preserve_order = True
+    # Without a limit reading runs ahead of sample making until the object store is full.
+    samples = BLOCK_ROWS * 3 * (run.vision.image_px**2 + code_image_px(run) ** 2)
+    limit = ENCODED_BYTES + samples * (TASK_BLOCKS * (tasks + 1) + WAITING_BLOCKS)
+    context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)
     context.target_max_block_size = 1  # every row is a block
     context.enable_progress_bars = False
     return dataset
