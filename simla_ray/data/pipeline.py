@@ -45,8 +45,8 @@ BLOCK_ROWS = 128
 TASK_BLOCKS = 2
 MAX_BLOCKS = 2000
 #: What a worker's stream may keep in the object store: encoded rows, and blocks beside those that tasks are making.
-ENCODED_BYTES = 2**28
-WAITING_BLOCKS = 4
+ENCODED_BYTES = 2**27
+WAITING_BLOCKS = 2
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
