@@ -47,7 +47,7 @@ MICRO = 64
 DISTINCT = 64
 ROW_GROUP_BYTES = 2**23
 OURS, TWIN, TWIN_DRAFT, PLAIN = "simla_ray", "DataLoader", "DataLoader, reduced decoding", "plain loop"
-#: Seconds after the first batch before our stream is timed: Ray starts helpers of its own meanwhile.
+#: Seconds after the first batch before our stream is timed: Ray starts actors of its own meanwhile.
 LEAD_S = 6.0
 #: The stream is planned for so many, and closed when enough was taken.
 MOST_STEPS = 10_000
