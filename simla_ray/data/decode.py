@@ -12,8 +12,8 @@ from PIL import ExifTags, Image
 
 #: Formats that are decoded; Pillow's others stay closed.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-#: Shortest side of a picture, pixels. What is smaller is a tracking pixel or a spacer, and shows nothing.
-MIN_SIDE = 8
+#: Shortest side of a picture, pixels. A side of one pixel is that of a tracking pixel or a spacer.
+MIN_SIDE = 2
 #: By how much a JPEG can be reduced while it is decoded.
 REDUCTIONS = (8, 4, 2)
 #: EXIF orientation -> what turns the picture upright; from 5 on its sides change places.

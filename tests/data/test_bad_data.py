@@ -75,7 +75,7 @@ ROWS = {
     "null": ({"image": None}, "image_missing"),
     "HTML": ({"image": b"<!DOCTYPE html><html><body>404</body></html>"}, "image_unreadable"),
     "1x1": ({"image": encoded(Image.new("RGB", (1, 1)), "GIF")}, "image_too_small"),
-    "spacer": ({"image": encoded(Image.new("RGB", (300, 7)))}, "image_too_small"),
+    "spacer": ({"image": encoded(Image.new("RGB", (300, 1)))}, "image_too_small"),
     "100 megapixels": ({"image": bomb(10_000, 10_000)}, "image_too_large"),
     "200 megapixels": ({"image": bomb(20_000, 10_000)}, "image_too_large"),
     "floats": ({"image": encoded(Image.new("F", (40, 30)), "TIFF")}, "image_depth_unknown"),
