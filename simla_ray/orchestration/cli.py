@@ -47,7 +47,7 @@ def pretrain_main(argv: Sequence[str]) -> int:
         if arguments.dry_run:
             from simla_ray.orchestration.preflight import dry_run
 
-            print(dry_run(run))
+            dry_run(run, _say)
             return 0
         from simla_ray.orchestration.launch import pretrain
         from simla_ray.report.terminal import summary_table

@@ -38,7 +38,7 @@ def join(run: Run) -> Cluster:
     on a small machine they share the real ones.
 
     Raises:
-        UserError: no cluster at the address, or it lacks the CPUs or GPUs the run asks for.
+        UserError: no cluster at the address.
     """
     address = joins(run)
     if address is None:
@@ -50,7 +50,7 @@ def join(run: Run) -> Cluster:
             raise
         raise UserError(f"ray.address: no cluster at {address} ({str(error).splitlines()[0]})") from None
     resources = ray.cluster_resources()
-    cluster = Cluster(
+    return Cluster(
         own=address is None,
         address=address or "local",
         nodes=len([n for n in ray.nodes() if n["Alive"]]),
@@ -58,8 +58,6 @@ def join(run: Run) -> Cluster:
         gpus=resources.get("GPU", 0),
         dashboard=dashboard or None,
     )
-    _check_resources(run, cluster)
-    return cluster
 
 
 def joins(run: Run) -> str | None:
@@ -78,15 +76,4 @@ def check_local_devices(run: Run) -> None:
     if run.ray.device is Device.gpu and have < run.ray.workers:
         raise UserError(
             f"ray.device: gpu, but this machine has {have} usable GPUs for {run.ray.workers} workers; use cpu"
-        )
-
-
-def _check_resources(run: Run, cluster: Cluster) -> None:
-    if run.ray.device is Device.gpu and cluster.gpus < run.ray.workers:
-        raise UserError(f"ray.device: gpu, but the cluster has {cluster.gpus:g} GPUs for {run.ray.workers} workers")
-    needed = run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus
-    if cluster.cpus < needed:
-        raise UserError(
-            f"ray.workers: {run.ray.workers} workers of {run.ray.cpus_per_worker:g} CPUs and data.decode_cpus="
-            f"{run.data.decode_cpus} need {needed:g} CPUs, the cluster has {cluster.cpus:g}"
         )

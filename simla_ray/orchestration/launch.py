@@ -25,7 +25,7 @@ from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan, total_steps
-from simla_ray.orchestration.preflight import check
+from simla_ray.orchestration.preflight import check, check_cluster
 from simla_ray.orchestration.prepare import Prepared, prepare
 from simla_ray.orchestration.runs import changed_keys, check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, lines_of
@@ -53,7 +53,7 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     Raises:
         UserError: anything wrong with config, data or resources, before a worker starts; or a changed ``identity`` key.
     """
-    run, _ = check(run)  # every mistake that can be seen now is said before Ray starts
+    run, indexes = check(run)  # every mistake that can be seen now is said before Ray starts
     if run.name is None:
         run = run.model_copy(update={"name": fresh_name(run)})
     folder = run_folder(run)
@@ -73,6 +73,7 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     with _locked(folder):
         cluster = clusters.join(run)
         say(cluster.line())
+        check_cluster(run, cluster, indexes, say)
         pipeline.quiet()
         began = time.perf_counter()
         say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")

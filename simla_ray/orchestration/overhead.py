@@ -30,6 +30,9 @@ from simla_ray.data.packing import Packed
 from simla_ray.errors import UserError
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.launch import WORKER_ENV
+from simla_ray.orchestration.preflight.capacity import room
+from simla_ray.orchestration.preflight.checks import require
+from simla_ray.orchestration.preflight.nodes import ray_nodes
 from simla_ray.orchestration.worker import metrics_publisher
 from simla_ray.training.comm import Comm
 from simla_ray.training.contenders import SHAPES, Workshop
@@ -61,6 +64,7 @@ def measure_overhead(device: Device, rounds: int, say: Callable[[str], None] = p
     run = _with(workshop.run(), ray={"device": device, "cpus_per_worker": 1.0}, data={"decode_cpus": 1})
     cluster = clusters.join(run)
     say(cluster.line())
+    require(room(run, ray_nodes(), workshop.gpu))
     pipeline.quiet()
     say(f"alternate  {BLOCK_STEPS} bare steps and {BLOCK_STEPS} of a run's loop, {rounds} rounds after one to warm up")
     with tempfile.TemporaryDirectory(prefix="simla-ray-") as storage:

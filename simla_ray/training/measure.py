@@ -167,13 +167,13 @@ class Spread:
 
 def flops(total: Callable[[], Tensor]) -> int:
     """FLOPs of a forward that gives a scalar on the meta device, and of its backward."""
-    with sdpa_kernel(SDPBackend.MATH), _autocast_on_meta(), FlopCounterMode(display=False) as counter:
+    with sdpa_kernel(SDPBackend.MATH), autocast_on_meta(), FlopCounterMode(display=False) as counter:
         total().backward()
     return counter.get_total_flops()
 
 
 @contextmanager
-def _autocast_on_meta() -> Iterator[None]:
+def autocast_on_meta() -> Iterator[None]:
     """torch knows no autocast for the meta device, not even to switch it off; it counts the same in any format."""
     real = torch.autocast
 
