@@ -273,6 +273,19 @@ def test_a_look_at_this_machine(tmp_path, world_files):
     assert min(seen.memory, seen.temp, seen.cores) > 0 and 0 < seen.ray_temp_used < 1
 
 
+def test_of_many_files_some_are_opened_on_every_node(files, tmp_path):
+    run, indexes = preflight.check(load_run(overrides=[*files, f"data.image_roots=[{tmp_path}]"]))
+    (unit, *_) = indexes["train"].units
+    many = [replace(unit, path=str(tmp_path / f"{i:03d}.parquet")) for i in range(100)]
+    for one in many:
+        Path(one.path).write_bytes(b"x" * 7)
+    found = list(preflight._needed_files(run, indexes | {"train": replace(indexes["train"], units=tuple(many))}))
+    train = [file for file in found if file.key == "data.train"]
+    assert 10 <= len(train) <= preflight.OPENED and {file.size for file in train} == {7}
+    assert train[0].path.endswith("000.parquet") and train[-1].path > str(tmp_path / "090")
+    assert [file.key for file in found[len(train) :]] == ["data.val", "data.image_roots"]  # data.test is data.val
+
+
 def test_a_storage_that_cannot_be_written_is_a_question_that_says_so(tmp_path):
     (tmp_path / "file").touch()
     with marked(tmp_path / "file", (), ()) as questions:
@@ -422,4 +435,4 @@ def test_a_storage_that_is_too_small_or_read_only(no_ray, files, capsys, mounted
     read_only = mounted("size=2m,ro")
     assert cli.pretrain_main([*files, f"storage={read_only}/runs"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"storage: {read_only}/runs cannot be written, because {read_only} is read-only; name another" in line
+    assert f"storage: {read_only}/runs cannot be written, because {read_only} is not writable; name another" in line

@@ -48,7 +48,7 @@ FILE_KEYS = ("vision.weights", "text.vocab", "objectives.psl.stop_words", "objec
 FOLDER_KEYS = ("text.weights", "codes.source")
 #: Values that are no paths, whatever lies in the working directory.
 WORDS = ("train", "en")
-#: Files of a set that every node opens, evenly spread over the set.
+#: Files of a set that every node opens at most, evenly spread over the set; of those in a store only one.
 OPENED = 16
 #: A CPU tries steps that keep at most so many bytes; larger ones take too long to try.
 TRIED_ON_CPU = 2**30
@@ -208,7 +208,9 @@ def _needed_files(run: Run, indexes: dict[str, Index] | None) -> Iterator[File]:
     for name, index in (indexes or {}).items():
         paths = [p for p in dict.fromkeys(unit.path for unit in index.units) if p not in seen]
         seen.update(paths)
-        for path in paths[:: max(1, -(-len(paths) // OPENED))] if paths and not is_remote(paths[0]) else paths[:1]:
+        on_disk = [p for p in paths if not is_remote(p)]
+        in_store = [p for p in paths if is_remote(p)]
+        for path in (*on_disk[:: len(on_disk) // OPENED + 1], *in_store[:1]):
             yield File(f"data.{name}", path, None if Path(path).is_dir() else size(path))
     for root in run.data.image_roots:
         yield File("data.image_roots", str(root))
@@ -224,7 +226,7 @@ def _check_storage(storage: Path) -> None:
     if not place.is_dir():
         raise UserError(f"storage: {storage} cannot be a folder, because {place} is a file; name another")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"storage: {storage} cannot be written, because {place} is read-only; name another")
+        raise UserError(f"storage: {storage} cannot be written, because {place} is not writable; name another")
 
 
 def _value(tree: dict[str, Any], key: str) -> Any:
