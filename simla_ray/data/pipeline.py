@@ -172,17 +172,17 @@ def training_stream(
     context = dataset.context
     context.execution_options.preserve_order = True
     # Without a limit reading runs ahead of sample making until the object store is full.
-    limit = ray.data.ExecutionResources(object_store_memory=stream_bytes(run, tasks))
+    limit = ray.data.ExecutionResources(object_store_memory=ENCODED_BYTES + made_bytes(run, tasks))
     context.execution_options.resource_limits = limit
     context.target_max_block_size = 1  # every row is a block
     context.enable_progress_bars = False
     return dataset
 
 
-def stream_bytes(run: Run, tasks: int) -> int:
-    """What a worker's training stream may keep in the object store, with ``tasks`` CPUs that make its samples."""
+def made_bytes(run: Run, tasks: int) -> int:
+    """Samples in the object store, those that ``tasks`` CPUs are making for a worker and those that wait for it."""
     samples = BLOCK_ROWS * 3 * (run.vision.image_px**2 + code_image_px(run) ** 2)
-    return ENCODED_BYTES + samples * (TASK_BLOCKS * (tasks + 1) + WAITING_BLOCKS)
+    return samples * (TASK_BLOCKS * (tasks + 1) + WAITING_BLOCKS)
 
 
 def blocks_of(stream: ray.data.Dataset) -> Iterator[Block]:

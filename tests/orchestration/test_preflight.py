@@ -152,8 +152,8 @@ WRONG = {
         "batch.micro", "there is 1.0 GiB for 2 workers on 10.0.0.2", "use a smaller one",
     ),
     "a small object store": (
-        lambda c: second(c, node={"object_store": 2**26, "cpus": 8.0}),
-        "data.decode_cpus", "there is 64 MiB for 2 workers on 10.0.0.2", "larger --object-store-memory",
+        lambda c: second(c, node={"object_store": 2**22, "cpus": 8.0}),
+        "data.decode_cpus", "there is 4 MiB for 2 workers on 10.0.0.2", "larger --object-store-memory",
     ),
     "no room for two checkpoints": (
         lambda c: replace(c, storage=2**20),
@@ -230,6 +230,13 @@ def test_a_run_that_goes_on_needs_room_for_one_more_checkpoint(good):
     assert not misses(replace(good, storage=int(1.5 * one), resumes=True))
     (warning,) = [c.warning for c in preflight.judge(replace(good, storage=3 * one)) if c.warning]
     assert warning.startswith("checkpoint.keep: 3 and one more take 19 MiB, 14 MiB free in")
+
+
+def test_a_narrow_object_store_is_a_warning(good):
+    case = second(good, node={"object_store": 150 * 2**20, "cpus": 8.0})
+    assert not misses(case)
+    (warning,) = [c.warning for c in preflight.judge(case) if c.warning]
+    assert "wants 133 MiB of the object store, and there is 150 MiB for 2 workers on 10.0.0.2; start Ray" in warning
 
 
 def test_too_few_decoders_are_a_warning(good):

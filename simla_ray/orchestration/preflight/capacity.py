@@ -1,6 +1,6 @@
 """Checks of what a run takes against what is there: CPUs, GPUs, memory, object store, disk, one batch.
 
-Estimates are of the least that is needed: what fails here cannot work.
+Estimates are of the least that is needed: what misses it cannot work, or only at a crawl.
 """
 
 from __future__ import annotations
@@ -87,18 +87,33 @@ def memory(case: Case) -> Check:
         worker += copies * takes.gradients + takes.moments + takes.batch
         key, remedy = "batch.micro", "use a smaller one, or fewer workers a node"
     free = {node.name: answers.memory for node, answers in case.heard}
-    return _per_worker(case, "memory", worker, free, key, remedy)
+    found, lacking = _shared(case, worker, free)
+    miss = f"{key}: a worker takes at least {size(worker)} of memory, but there is {listed(lacking)}; {remedy}"
+    return Check("memory", found, f"at least {size(worker)} a worker", miss if lacking else "")
 
 
 def object_store(case: Case) -> Check:
+    """With less than all that the stream may hold it waits more often; with less than its samples Ray spills them."""
+    made, stream = case.footprint.made, case.footprint.stream
     remedy = "free memory or enlarge /dev/shm" if case.own else "start Ray there with a larger --object-store-memory"
-    stores = {node.name: node.object_store for node in case.nodes}
     remedy += ", or use fewer decode CPUs"
-    return _per_worker(case, "object store", case.footprint.stream, stores, "data.decode_cpus", remedy)
+    stores = {node.name: node.object_store for node in case.nodes}
+    found, lacking = _shared(case, made, stores)
+    miss = warning = ""
+    if lacking:
+        miss = f"a worker's samples take {size(made)} of the object store, but there is {listed(lacking)}"
+        miss = f"data.decode_cpus: {miss}; {remedy}"
+    elif narrow := _shared(case, stream, stores)[1]:
+        warning = f"a worker's stream wants {size(stream)} of the object store, and there is {listed(narrow)}"
+        warning = f"data.decode_cpus: {warning}; {remedy}"
+    return Check("object store", found, f"{size(stream)} a worker", miss, warning)
 
 
-def _per_worker(case: Case, what: str, worker: int, has: Mapping[str, int], key: str, remedy: str) -> Check:
-    """Something of which every worker of a node takes its share; workers fill the largest nodes first."""
+def _shared(case: Case, worker: int, has: Mapping[str, int]) -> tuple[str, dict[str, str]]:
+    """What the workers of a node share: all there is, and nodes with less than ``worker`` for each of them.
+
+    Workers are taken to fill the largest nodes first.
+    """
     left, lacking, found = case.run.ray.workers, {}, []
     for node in sorted(case.nodes, key=lambda node: -_places(case.run, node, case.gpu)):
         here = min(left, _places(case.run, node, case.gpu))
@@ -108,9 +123,7 @@ def _per_worker(case: Case, what: str, worker: int, has: Mapping[str, int], key:
         found.append(f"{size(has[node.name])} for {count(here, 'worker')}")
         if has[node.name] < here * worker:
             lacking[node.name] = found[-1]
-    needed = f"at least {size(worker)} a worker"
-    miss = f"{key}: {what} for a worker is {needed.removesuffix(' a worker')}, but there is {listed(lacking)}; {remedy}"
-    return Check(what, ", ".join(sorted(set(found))), needed, miss if lacking else "")
+    return ", ".join(sorted(set(found))) or "not known", lacking
 
 
 def one_batch(case: Case) -> Iterator[Check]:

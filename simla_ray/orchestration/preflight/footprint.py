@@ -34,7 +34,7 @@ class Footprint:
         moments: AdamW's.
         batch: what the largest micro-batch's forward keeps for its backward, in float32.
         checkpoint: one on disk.
-        stream: what a worker's stream may keep in the object store.
+        made: samples of a worker's stream in the object store; it may hold ``stream`` with the rows they come from.
     """
 
     weights: int
@@ -42,7 +42,11 @@ class Footprint:
     moments: int
     batch: int
     checkpoint: int
-    stream: int
+    made: int
+
+    @property
+    def stream(self) -> int:
+        return self.made + pipeline.ENCODED_BYTES
 
 
 def footprint(run: Run, *, gpu: bool) -> Footprint:
@@ -61,7 +65,7 @@ def footprint(run: Run, *, gpu: bool) -> Footprint:
         moments=MOMENTS * trained,
         batch=_batch_bytes(run, model),
         checkpoint=_bytes(model_tensors(model).values()) + MOMENTS * trained,
-        stream=pipeline.stream_bytes(run, max(1, run.data.decode_cpus // run.ray.workers)),
+        made=pipeline.made_bytes(run, max(1, run.data.decode_cpus // run.ray.workers)),
     )
 
 
