@@ -174,7 +174,7 @@ def _look_around(run: Run, cluster: Cluster | None, indexes: dict[str, Index] | 
     own = cluster is None or cluster.own
     gpu = uses_gpu(run, cluster.gpus if cluster is not None else torch.cuda.device_count())
     nodes = ray_nodes() if cluster is not None else [_this_machine(run)]
-    files = tuple(_needed_files(run, indexes))
+    takes, files = footprint(run, gpu=gpu), tuple(_needed_files(run, indexes))
     with marked(run.storage, files, PACKAGES) as questions:
         driver = look(questions, "this")
         nodes = [replace(nodes[0], name="this machine", answers=driver)] if own else ask(nodes, questions)
@@ -189,7 +189,7 @@ def _look_around(run: Run, cluster: Cluster | None, indexes: dict[str, Index] | 
         gpu=gpu,
         driver=driver,
         storage=shutil.disk_usage(existing(run.storage)).free,
-        footprint=footprint(run, gpu=gpu),
+        footprint=takes,
         files=len(files),
         trials=trials,
         resumes=checkpoints is not None and any(checkpoints.glob("*/manifest.json")),

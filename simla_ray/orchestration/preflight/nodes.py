@@ -81,7 +81,8 @@ def marked(storage: Path, files: tuple[File, ...], packages: tuple[str, ...]) ->
 def ask(nodes: Sequence[Node], questions: Questions) -> list[Node]:
     """The nodes with their answers, and with what their clocks say."""
     answers = _on_each(nodes, look, ANSWER_S, lambda node: (questions, node.id))
-    asked = [_answered(node, answer, questions) for node, answer in zip(nodes, answers, strict=True)]
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    asked = [_answered(node, answer, questions, deadline) for node, answer in zip(nodes, answers, strict=True)]
     heard = [node for node in asked if node.answers is not None]
     ahead = dict(zip((node.id for node in heard), _clocks(heard), strict=True))
     return [replace(node, ahead_s=ahead.get(node.id, 0.0)) for node in asked]
@@ -97,16 +98,15 @@ def try_gpus(nodes: Sequence[Node], run: Run) -> dict[str, Trial]:
     }
 
 
-def _answered(node: Node, answer: Answers | str, questions: Questions) -> Node:
+def _answered(node: Node, answer: Answers | str, questions: Questions, deadline: float) -> Node:
     if isinstance(answer, str):
         return replace(node, silence=answer)
-    if not answer.storage_problem and not _seen(questions.marker / node.id, questions.token):
+    if not answer.storage_problem and not _seen(questions.marker / node.id, questions.token, deadline):
         answer = replace(answer, storage_problem="what it writes there is not seen by the driver")
     return replace(node, answers=answer)
 
 
-def _seen(file: Path, token: str) -> bool:
-    deadline = time.monotonic() + SEEN_WITHIN_S
+def _seen(file: Path, token: str, deadline: float) -> bool:
     while True:
         try:
             if file.read_text() == token:

@@ -50,11 +50,11 @@ def try_step(run: Run, device_type: str) -> Trial:
     device = torch.device(device_type)
     free = torch.cuda.mem_get_info(device)[0] if device_type == "cuda" else 0
     run = untrained(run).model_copy(update={"compile": False})
-    threads = torch.get_num_threads()
+    threads, gpus = torch.get_num_threads(), [] if device_type == "cpu" else [torch.cuda.current_device()]
     if device_type == "cpu":
         torch.set_num_threads(max(1, int(run.ray.cpus_per_worker)))  # as a worker does
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(gpus):
             seconds, pairs = _steps(run, device)
     except torch.OutOfMemoryError:
         return Trial(free_bytes=free, problem="out of memory", fits=False)
@@ -70,7 +70,7 @@ def _steps(run: Run, device: torch.device) -> tuple[float, int]:
         model = Model(run, run.text.vocab_size, autocast_dtype(run, device) or torch.float32)
     step = Step(run, Losses(run, model, None, CLS_ID, None).to(device).train(), STEPS, Comm(), device)
     batch = synthetic_batch(run, run.text.vocab_size).to(device)
-    batches = [(number, batch) for number in range(min(2, run.micro_batches // run.ray.workers))]
+    batches = [(number, batch) for number in range(min(2, -(-run.micro_batches // run.ray.workers)))]
     largest_last = sorted(kinds_of_step(run).items(), key=lambda kind: len(kind[1]))
     began = 0.0
     for number in [*(number for number, _ in largest_last), largest_last[-1][0]]:
