@@ -39,11 +39,13 @@ def problems_of(run: Run) -> Iterator[str]:
         yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
     if total % micro:
         yield f"batch.global: {total} is not a multiple of batch.micro={micro}"
-    elif run.micro_batches % run.ray.workers:
+    elif run.micro_batches < run.ray.workers:
         yield (
-            f"ray.workers: {run.ray.workers} does not divide the {run.micro_batches} micro-batches of a step "
+            f"ray.workers: {run.ray.workers} is more than the {run.micro_batches} micro-batches of a step "
             f"(batch.global={total} / batch.micro={micro})"
         )
+    if run.ray.min_workers is not None and run.ray.min_workers > run.ray.workers:
+        yield f"ray.min_workers: {run.ray.min_workers} is more than ray.workers={run.ray.workers}"
     if run.data.weights is not None and len(run.data.weights) != len(run.data.train):
         yield f"data.weights: {len(run.data.weights)} values for the {len(run.data.train)} URIs of data.train"
     worlds = {name: any(u.startswith("world:") for u in getattr(run.data, name)) for name in ("train", "val")}

@@ -301,16 +301,30 @@ class Optim(Section):
 
 class RayCluster(Section):
     address: str | None = operational(None, "cluster to join; null: RAY_ADDRESS if set, else a Ray of its own")
-    workers: int = operational(1, "data-parallel workers; divides batch.global / batch.micro", ge=1)
+    workers: int = operational(1, "data-parallel workers; at most batch.global / batch.micro", ge=1)
+    min_workers: int | None = operational(
+        None, "elastic: the run goes on with as few where nodes are gone, and takes more when they are back", ge=1
+    )
     cpus_per_worker: float = operational(1.0, "Ray CPUs of a worker, and its torch threads", gt=0)
     device: Device = operational(
         Device.auto, "gpu refuses to run where none is; auto takes one per worker where there are"
+    )
+    max_failures: int = operational(
+        3, "failures in a row, with no new checkpoint between them, after which a run gives up", ge=0
+    )
+    hang_timeout_s: float = operational(
+        600.0, "a worker that stands still for so long in the training loop is named, and the group starts again", ge=5
     )
 
 
 class Checkpoint(Section):
     every_steps: int = operational(1000, "steps between checkpoints", ge=1)
     keep: int = operational(3, "checkpoints kept, the best one among them", ge=1)
+    rollback_after: int = operational(
+        10,
+        "steps in a row without a finite gradient, after which a run goes back to its checkpoint and past them",
+        ge=1,
+    )
 
 
 class Eval(Section):

@@ -85,8 +85,15 @@ def load_vit(tower: nn.Module, source: Path) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; tensors come to the host first."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    """Write a safetensors file; tensors come to the host first.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

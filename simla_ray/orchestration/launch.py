@@ -15,7 +15,8 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 
 from simla_ray.config.load import to_yaml
 from simla_ray.config.schema import Run
@@ -23,6 +24,7 @@ from simla_ray.data import pipeline
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
+from simla_ray.orchestration.group import FailureLog
 from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan, total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
@@ -32,8 +34,10 @@ from simla_ray.orchestration.start import describe, lines_of
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
-from simla_ray.report.terminal import progress_line
+from simla_ray.report.terminal import event_line, progress_line
 from simla_ray.training.checkpoint import find_checkpoint
+from simla_ray.training.legs import fence, legs_of, stopped, tidy
+from simla_ray.training.log import log_event
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
 WORKER_ENV = {
@@ -42,6 +46,8 @@ WORKER_ENV = {
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
 SECONDS_BETWEEN_LINES = 10.0
+#: Where workers fail before they can look into the run's folder, Ray ends it.
+MOST_FAILURES = 1000
 
 
 def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -63,16 +69,19 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     if finished.exists():
         say(f"run        {folder} is finished")
         return json.loads(finished.read_text())
-    newest, changed = find_checkpoint(folder / "checkpoints"), changed_keys(run)
-    start = describe(run) if newest is None else None
+    changed = changed_keys(run)
+    start = describe(run) if find_checkpoint(folder / "checkpoints") is None else None
     for key, (was, now) in changed.items():
         say(f"changed    {key}: {was} -> {now}")
     for line in lines_of(start):
         say(line)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        newest, damaged = _take_over(folder)
         cluster = clusters.join(run)
         say(cluster.line())
+        for name in damaged:
+            say(f"damaged    checkpoint {name} is set aside; {'an older one' if newest else 'none other'} is there")
         check_cluster(run, cluster, indexes, say)
         pipeline.quiet()
         began = time.perf_counter()
@@ -89,6 +98,21 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         summary = write_summary(folder, run, prepared, total)
         write_report(folder)
     return summary
+
+
+def _take_over(folder: Path) -> tuple[Path | None, list[str]]:
+    """Wait for the workers of an earlier command to end, and tidy up.
+
+    Returns:
+        The checkpoint to go on from, and the names of damaged ones.
+    """
+    checkpoints = folder / "checkpoints"
+    with fence(folder):
+        (folder / "stopped.json").unlink(missing_ok=True)
+        damaged = tidy(checkpoints)
+        for name in damaged:
+            log_event(folder, "checkpoint_damaged", name=name)
+    return find_checkpoint(checkpoints), damaged
 
 
 def banner(run: Run, folder: Path, prepared: Prepared, total: int, prepare_s: float) -> str:
@@ -113,7 +137,6 @@ def _fit(
     say: Callable[[str], None],
 ) -> None:
     gpu = clusters.uses_gpu(run, cluster.gpus)
-    legs = sum(e["event"] in ("start", "resume") for e in read_lines(folder / "events.jsonl"))
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config={
@@ -121,11 +144,11 @@ def _fit(
             "name": run.name,
             "prepared": prepared,
             "total_steps": total,
-            "leg": legs,
+            "legs": legs_of(folder),
             "changed": changed,
         },
         scaling_config=ScalingConfig(
-            num_workers=run.ray.workers,
+            num_workers=run.ray.workers if run.ray.min_workers is None else (run.ray.min_workers, run.ray.workers),
             use_gpu=gpu,
             resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
@@ -135,10 +158,15 @@ def _fit(
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.checkpoint.keep, checkpoint_score_attribute=run.eval.best, checkpoint_score_order="max"
             ),
+            # Ray would count the failures of a week; ours counts those without a checkpoint between them.
+            failure_config=FailureConfig(max_failures=MOST_FAILURES),
+            callbacks=[FailureLog(folder, run.ray.max_failures, len(read_lines(folder / "events.jsonl")))],
             worker_runtime_env={"env_vars": WORKER_ENV},
         ),
+        # The watchdog comes first: it can say who hangs.
+        torch_config=TorchConfig(timeout_s=round(4 * run.ray.hang_timeout_s)),
     )
-    with _Progress(folder / "metrics.jsonl", total, say):
+    with _Progress(folder, total, say):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -146,6 +174,9 @@ def _fit(
             if mistake is not None:
                 raise mistake from None
             raise
+    why = stopped(folder)
+    if why is not None:
+        raise UserError(why)
 
 
 def _user_error_in(error: BaseException) -> UserError | None:
@@ -166,10 +197,10 @@ def _user_error_in(error: BaseException) -> UserError | None:
 
 
 class _Progress:
-    """Prints a tidy line now and then from what rank 0 writes into the run's folder."""
+    """Prints a tidy line now and then from what the workers write into the run's folder, and what happened to them."""
 
-    def __init__(self, path: Path, total: int, say: Callable[[str], None]):
-        self.path, self.total, self.say = path, total, say
+    def __init__(self, folder: Path, total: int, say: Callable[[str], None]):
+        self.folder, self.total, self.say = folder, total, say
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -181,11 +212,16 @@ class _Progress:
         self.thread.join()
 
     def _follow(self) -> None:
+        metrics, events = self.folder / "metrics.jsonl", self.folder / "events.jsonl"
         offset, printed = 0, -math.inf
+        seen = events.stat().st_size if events.exists() else 0
         newest: dict[str, Any] | None = None
         while True:
             ended = self.stop.wait(1.0)
-            lines, offset = _new_lines(self.path, offset)
+            happened, seen = _new_lines(events, seen)
+            for line in filter(None, map(event_line, happened)):
+                self.say(line)
+            lines, offset = _new_lines(metrics, offset)
             newest = next((line for line in reversed(lines) if "pairs_per_s" in line), newest)
             if newest is not None and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
                 self.say(progress_line(newest, self.total))

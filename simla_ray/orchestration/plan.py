@@ -36,7 +36,9 @@ def plan(run: Run, order: Order, total: int) -> list[str]:
     shares = [
         f"{order.planned(s)} of {uri} ({s.weight:g}x)" for s, uri in zip(order.shares, run.data.train, strict=False)
     ]
-    each = run.micro_batches // run.ray.workers
+    each = f"{run.micro_batches // run.ray.workers}"
+    if run.micro_batches % run.ray.workers:
+        each += f" or {run.micro_batches // run.ray.workers + 1}"
     on = run.objectives.active()
     with torch.device("meta"):
         vocab = run.text.vocab_size

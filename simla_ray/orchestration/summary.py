@@ -20,6 +20,9 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
     evaluation = json.loads((folder / "evaluation.json").read_text())
     events = read_lines(folder / "events.jsonl")
     dropped = {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")}
+    began = next((e["time"] for e in events if e["event"] == "start"), None)
+    trained = next((e["time"] for e in reversed(events) if e["event"] == "checkpoint"), None)
+    resumed = [e for e in events if e["event"] == "resume"]
     summary = {
         "name": run.name,
         "label": run.label,
@@ -34,7 +37,10 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
         "data_wait_fraction": state["wait_seconds"] / state["seconds"],
         "first_batch_s": [e["seconds"] for e in events if e["event"] == "first_batch"],
         "world_size": run.ray.workers,
-        "restarts": sum(e["event"] == "resume" for e in events),
+        "restarts": len(resumed),
+        "goodput": state["seconds"] / (trained - began) if began is not None and trained is not None else None,
+        "lost_s": sum(e["lost_s"] for e in resumed),
+        "down_s": sum(e.get("down_s", 0.0) for e in resumed),
         "best_step": state["best_step"],
         "skipped_steps": sum(line["skipped"] for line in train),
         "dropped": {r: sum(v == r for v in dropped.values()) for r in sorted(set(dropped.values()))},

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,19 @@ from simla_ray.models.checkpoint_io import load_bert, load_vit
 from simla_ray.models.compiling import eager
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
+from simla_ray.orchestration.group import notice, register, registered
 from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
 from simla_ray.orchestration.start import load_into
 from simla_ray.orchestration.validation import Validation
-from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights, save_checkpoint
+from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from simla_ray.training.comm import Comm
-from simla_ray.training.log import RunLog
-from simla_ray.training.loop import Loop
+from simla_ray.training.legs import Leg, begin, fence, legs_of, note_stop, stopped
+from simla_ray.training.log import RunLog, log_event
+from simla_ray.training.loop import NON_FINITE, Leaving, Loop, RollBack
+from simla_ray.training.saver import Saved, Saver
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
+from simla_ray.training.watchdog import Beat, Watchdog
 
 #: Micro-batches that wait for the step, collated and in pinned memory.
 PREFETCHED = 2
@@ -48,9 +53,31 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Args:
         config: ``folder`` of the run, its ``name``, ``prepared`` (indexes, vocabulary), ``total_steps``, the number of
-            ``leg``s before this one and the keys ``changed`` since the last.
+            ``legs`` before this command and the keys ``changed`` since the last.
+
+    A mistake of the user is noted in the run's folder: Ray would try it again.
     """
-    folder, prepared, total = Path(config["folder"]), config["prepared"], config["total_steps"]
+    folder = Path(config["folder"])
+    if stopped(folder) is not None:
+        return
+    comm = Comm()
+    try:
+        with fence(folder) if comm.rank == 0 else nullcontext():
+            _train(config, folder, comm)
+    except UserError as error:
+        note_stop(folder, str(error))
+        if comm.world > 1:
+            raise  # the others may wait in a collective; Ray ends them, and the next start finds the note
+    except (RollBack, Leaving):
+        raise  # said in events.jsonl
+    except Exception:
+        with (folder / "failures.txt").open("a") as file:  # Ray hands on the error without where it came from
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} worker {comm.rank}\n{traceback.format_exc()}\n")
+        raise
+
+
+def _train(config: dict[str, Any], folder: Path, comm: Comm) -> None:
+    prepared, total = config["prepared"], config["total_steps"]
     run = load_run([folder / "config.yaml"], presets=False)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -58,43 +85,67 @@ def train_worker(config: dict[str, Any]) -> None:
         # Scattered additions of several threads come in any order; on a GPU the deterministic kernels cost too much.
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    comm = Comm()
     pipeline.quiet()
     logging.getLogger("ray.train").setLevel(logging.WARNING)
 
-    newest = find_checkpoint(folder / "checkpoints")
-    losses = build_losses(run, prepared, device, fresh=newest is None).to(device)
+    mine = None
+    if comm.rank == 0:
+        mine = begin(folder, comm.world, config["changed"], first=config["legs"] == legs_of(folder))
+    leg: Leg = comm.gather(mine)[0]
+    checkpoints = folder / "checkpoints"
+    losses = build_losses(run, prepared, device, fresh=leg.checkpoint is None).to(device)
     step = Step(run, losses, total, comm, device)
     order = pipeline.order_of(run, prepared.indexes["train"])
     state = State(0, Cursor.start(order.lanes))
-    if newest is not None:
-        state = load_checkpoint(newest, losses.model, step.optimizer)
+    if leg.checkpoint is not None:
+        state = load_checkpoint(checkpoints / leg.checkpoint, losses.model, step.optimizer)
         state.cursor = state.cursor.dealt_to(order)
-    log = None
+    log = saver = None
     if comm.rank == 0:
         log = RunLog(folder, state.step, metrics_publisher(config["name"]))
-        kind, changed = ("resume", {"changed": config["changed"]}) if config["leg"] else ("start", {})
-        log.event(kind, step=state.step, world_size=comm.world, **changed)
+        for kind, details in leg.events:
+            log.event(kind, **details)
+        saver = Saver(checkpoints, run, losses.model, step.optimizer, prepared.folder)
+    known = comm.gather(registered() if comm.rank == 0 else None)[0]
+    for name, at, score in leg.complete:
+        if name not in known:
+            register(run, checkpoints, Saved(name, at, score, 0.0, 0.0), comm.rank)
 
-    loop = Loop(
-        run,
-        step,
-        state,
-        order,
-        comm,
-        log,
-        Validation(run, prepared, losses, comm, device),
-        _saver(run, losses.model, step.optimizer, prepared, comm),
-        {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")},
-    )
+    def hung(beat: Beat) -> None:
+        log_event(folder, "hung", reason=f"worker {beat.rank} hangs {beat.doing} after step {beat.step}")
+
     if state.step < total:
-        stream = Prefetched(_stream(run, prepared, state.cursor, total - state.step, comm, device), PREFETCHED)
-        loop(stream)
-        stream.close()
+        with Watchdog(folder / ".beats", comm.rank, comm.world, run.ray.hang_timeout_s, hung) as watchdog:
+            loop = Loop(
+                run,
+                step,
+                state,
+                order,
+                comm,
+                log,
+                Validation(run, prepared, losses, comm, device),
+                saver,
+                lambda saved: register(run, checkpoints, saved, comm.rank),
+                _known_drops(folder),
+                leg.past,
+                notice,
+                watchdog,
+            )
+            stream = Prefetched(_stream(run, prepared, state.cursor, total - state.step, comm, device), PREFETCHED)
+            try:
+                loop(stream)
+            finally:
+                stream.close()
     _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
     if log is not None:
         log.event("end", step=state.step)
         log.close()
+
+
+def _known_drops(folder: Path) -> dict[str, str]:
+    """uid -> reason of the rows that an earlier leg could not use."""
+    lines = read_lines(folder / "dropped.jsonl")
+    return {line["uid"]: line["reason"] for line in lines if line["reason"] != NON_FINITE}
 
 
 def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: bool = True) -> Losses:
@@ -142,28 +193,6 @@ def _stream(
     )
     for packed in pack(pipeline.blocks_of(dataset), lanes, run, len(prepared.indexes["train"])):
         yield replace(packed, batch=packed.batch.pin()) if device.type == "cuda" else packed
-
-
-def _saver(
-    run: Run, model: Model, optimizer: torch.optim.Optimizer, prepared: Prepared, comm: Comm
-) -> Callable[[State, dict[str, float]], None]:
-    """Collective: rank 0 writes, Ray uploads, registers and retires checkpoints."""
-
-    def save(state: State, metrics: dict[str, float]) -> None:
-        score = {run.eval.best: float(state.step) if run.eval.best == "last" else metrics[run.eval.best]}
-        checkpoint = None
-        if comm.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="simla-ray-"))
-            save_checkpoint(folder, run, model, optimizer, state, prepared.folder)
-            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-        ray.train.report(
-            score | {"step": state.step},
-            checkpoint=checkpoint,
-            checkpoint_dir_name=f"step-{state.step:08d}",
-            delete_local_checkpoint_after_upload=True,
-        )
-
-    return save
 
 
 def _evaluate_best(

@@ -11,6 +11,32 @@ from simla_ray.report.results import DIRECTIONS, RECALLS, other_measures, percen
 WIDTH = 118
 
 
+def event_line(event: dict[str, Any]) -> str | None:
+    """What happened to a run, in a line; None for what goes without saying."""
+    match event["event"]:
+        case "failure":
+            return f"failure    {event['reason']}; the group starts again from the last checkpoint"
+        case "hung":
+            return f"hung       {event['reason']}; the group starts again"
+        case "notice":
+            return f"notice     {event['reason']}; step {event['step']} is stored, the group starts again without them"
+        case "rollback":
+            return f"rollback   no finite gradient in steps {event['first']} to {event['last']}; back, and past them"
+        case "resume":
+            workers = f"{event['world_size']} worker{'s' * (event['world_size'] != 1)}"
+            if event["before"] != event["world_size"]:
+                workers += f" (before: {event['before']})"
+            again = f", {event['lost_steps']} steps to do again" if event["lost_steps"] else ""
+            return f"resume     from step {event['step']} with {workers}{again}"
+        case "checkpoint_failed":
+            return f"warning    the checkpoint of step {event['step']} cannot be written: {event['reason']}"
+        case "checkpoint_damaged":
+            return f"warning    checkpoint {event['name']} is damaged; an older one is taken"
+        case "tensorboard_failed":
+            return f"warning    TensorBoard's files cannot be written: {event['reason']}; metrics.jsonl has the figures"
+    return None
+
+
 def progress_line(line: dict[str, Any], total_steps: int) -> str:
     """One line of at most 118 columns: step, loss of each objective, pairs/s, share of the time spent waiting, ETA.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,21 +27,72 @@ from simla_ray.models.model import Model
 from simla_ray.training.optim import named_parameters
 from simla_ray.training.state import State
 
+#: A folder that begins so is still being written, or was when its process ended.
+UNFINISHED = ".unfinished-"
 
-def save_checkpoint(
-    folder: Path, run: Run, model: Model, optimizer: torch.optim.Optimizer, state: State, prepared: Path
-) -> None:
-    """Write a complete checkpoint into an existing empty folder."""
-    save_tensors(model_tensors(model), folder / "model.safetensors")
-    moments = {}
+
+class Snapshot:
+    """What a checkpoint will hold, copied out of the way of the next step.
+
+    Its buffers, on the host and pinned for a model on a GPU, are used again and touched when they are made: a copy into
+    fresh pages takes twice the time.
+    """
+
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer):
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.taken: dict[str, torch.Tensor] = {}
+        self.state = self.config = ""
+        for name, value in _tensors(model, optimizer):
+            self._buffer(name, value)
+
+    def take(self, run: Run, model: Model, optimizer: torch.optim.Optimizer, state: State) -> None:
+        """Copy everything; this is what the step waits for."""
+        self.taken = {name: self._buffer(name, value) for name, value in _tensors(model, optimizer)}
+        for name, value in _tensors(model, optimizer):
+            self.taken[name].copy_(value, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.state, self.config = json.dumps(state.to_json()), to_yaml(run)
+
+    def write(self, folder: Path, prepared: Path) -> None:
+        """Write a complete checkpoint; under its name it is there as a whole or not at all.
+
+        Raises:
+            OSError: it could not be written; nothing of it is left.
+        """
+        unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            for part in ("model", "optimizer"):
+                of_part = {n.removeprefix(f"{part}."): t for n, t in self.taken.items() if n.startswith(f"{part}.")}
+                save_tensors(of_part, unfinished / f"{part}.safetensors")
+            (unfinished / "state.json").write_text(self.state)
+            (unfinished / "config.yaml").write_text(self.config)
+            shutil.copytree(prepared, unfinished / "prepared")
+            (unfinished / "manifest.json").write_text(json.dumps(dict(_checksums(unfinished)), indent=1))
+            for path in [*unfinished.rglob("*"), unfinished]:
+                _sync(path)
+            unfinished.rename(folder)
+            _sync(folder.parent)
+        except OSError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+
+    def _buffer(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.shape != like.shape:
+            buffer = torch.zeros(like.shape, dtype=like.dtype)
+            self.buffers[name] = buffer.pin_memory() if like.is_cuda else buffer
+        return self.buffers[name]
+
+
+def _tensors(model: Model, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, value in model_tensors(model).items():
+        yield f"model.{name}", value
     for name, parameter in named_parameters(model):
         for moment, value in optimizer.state.get(parameter, {}).items():
-            moments[f"{moment}.{name}"] = value
-    save_tensors(moments, folder / "optimizer.safetensors")
-    (folder / "state.json").write_text(json.dumps(state.to_json()))
-    (folder / "config.yaml").write_text(to_yaml(run))
-    shutil.copytree(prepared, folder / "prepared")
-    (folder / "manifest.json").write_text(json.dumps(dict(_checksums(folder)), indent=1))
+            yield f"optimizer.{moment}.{name}", value
 
 
 def load_checkpoint(folder: Path, model: Model, optimizer: torch.optim.Optimizer) -> State:
@@ -104,20 +156,28 @@ def find_checkpoint(checkpoints: Path, step: int | None = None) -> Path | None:
 
     What lies on storage counts, whether or not Ray came to register it before a kill. A damaged folder is passed over.
     """
-    steps = {}
-    for manifest in checkpoints.glob("*/manifest.json"):
+    return newest_and_damaged(checkpoints, step)[0]
+
+
+def newest_and_damaged(checkpoints: Path, step: int | None = None) -> tuple[Path | None, list[Path]]:
+    """As ``find_checkpoint``, and the folders that were passed over on the way because something in them is wrong."""
+    steps: list[tuple[int, Path]] = []
+    damaged = []
+    for folder in sorted(checkpoints.glob("step-*")):
         try:
-            steps[json.loads((manifest.parent / "state.json").read_text())["step"]] = manifest.parent
-        except (OSError, ValueError, KeyError):
-            continue  # cut short while it was copied
-    wanted = sorted(steps, reverse=True) if step is None else [s for s in steps if s == step]
-    for candidate in wanted:
-        try:
-            verify(steps[candidate])
-        except UserError:
+            steps.append((load_state(folder).step, folder))
+        except (OSError, ValueError, KeyError, TypeError):
+            damaged.append(folder)
+    for at, candidate in sorted(steps, reverse=True):
+        if step is not None and at != step:
             continue
-        return steps[candidate]
-    return None
+        try:
+            verify(candidate)
+        except UserError:
+            damaged.append(candidate)
+            continue
+        return candidate, damaged
+    return None, damaged
 
 
 def _checksums(folder: Path) -> Iterator[tuple[str, str]]:
@@ -129,3 +189,12 @@ def _checksums(folder: Path) -> Iterator[tuple[str, str]]:
 def _sha256(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -3,12 +3,13 @@
 metrics.jsonl    one line per step (kind "train") and per validation (kind "val")
 dropped.jsonl    rows that could not be used, each time they were passed
 consumed.jsonl   with ``data.audit``: every sample of every step
-events.jsonl     start, resume, first_batch, checkpoint, evaluation, end, with the time of day
+events.jsonl     start, resume, first_batch, checkpoint, failure and so on, with the time of day
 tensorboard/     the same scalars
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 
 STEPPED = ("metrics.jsonl", "dropped.jsonl", "consumed.jsonl")
@@ -34,27 +36,73 @@ class RunLog:
         self.folder, self.publish = folder, publish
         for name in STEPPED:
             _cut_after(folder / name, step)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1, flush_secs=10)
+        events = read_lines(folder / "events.jsonl")
+        self.began = next((e["time"] for e in events if e["event"] == "start"), time.time())
+        self.restarts = sum(e["event"] == "resume" for e in events)
+        self.waiting: dict[str, str] = {}
+        self.board: SummaryWriter | None = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1, flush_secs=10
+        )
 
     def write(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
-        """Append lines to one of the files."""
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        if text:
-            with (self.folder / name).open("a") as file:
-                file.write(text)
+        """Append lines to one of the files. Where there is no room they wait in memory, and go first later."""
+        text = self.waiting.pop(name, "") + "".join(json.dumps(line) + "\n" for line in lines)
+        if text and not _append(self.folder / name, text.encode()):
+            self.waiting[name] = text
 
     def event(self, kind: str, **details: Any) -> None:
-        self.write("events.jsonl", [{"time": round(time.time(), 3), "event": kind, **details}])
+        self.restarts += kind == "resume"
+        self.write("events.jsonl", [_event(kind, details)])
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """To TensorBoard and the dashboard."""
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            for name, value in values.items():
+                if self.board is not None:
+                    self.board.add_scalar(name, value, step)
+        except OSError as error:  # its writing thread has ended; the same figures are in metrics.jsonl
+            self.board = None
+            self.event("tensorboard_failed", step=step, reason=error.strerror or str(error))
         if self.publish is not None:
             self.publish(values)
 
     def close(self) -> None:
-        self.board.close()
+        """Close the files.
+
+        Raises:
+            UserError: there is still no room for some lines.
+        """
+        if self.board is not None:
+            self.board.close()
+        for name in list(self.waiting):
+            self.write(name, ())
+        if self.waiting:
+            raise UserError(
+                f"storage: no room in {self.folder} for the last lines of {', '.join(sorted(self.waiting))}"
+            )
+
+
+def log_event(folder: Path, kind: str, **details: Any) -> None:
+    """A line of events.jsonl from somebody who does not keep the log."""
+    _append(folder / "events.jsonl", (json.dumps(_event(kind, details)) + "\n").encode())
+
+
+def _event(kind: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {"time": round(time.time(), 3), "event": kind, **details}
+
+
+def _append(path: Path, text: bytes) -> bool:
+    """Append all of it or nothing; False where it does not fit."""
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, 2)
+        try:
+            if file.write(text) == len(text):
+                return True
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        file.truncate(end)
+        return False
 
 
 def _cut_after(path: Path, step: int) -> None:

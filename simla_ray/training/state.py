@@ -13,7 +13,7 @@ class State:
     """``step`` updates are done; the weights have consumed exactly what ``cursor`` says.
 
     ``total`` steps were planned, with micro-batches of ``micro`` pairs; ``samples`` are those of all steps. Batch sizes
-    may change between two legs.
+    may change between two legs. ``score`` is that of this step's validation, None where none was made.
 
     There is no random state to keep: every draw derives from (seed, epoch, uid) or (seed, step, micro-batch).
     """
@@ -28,6 +28,7 @@ class State:
     best_step: int = 0
     best_score: float | None = None
     best_metric: str = ""
+    score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"cursor": self.cursor.to_json()}

@@ -75,8 +75,7 @@ class StepOutput:
     """Scalars of a step, still on the device: sums over this worker's micro-batches, and the global gradient norm."""
 
     sums: dict[str, Tensor]
-    grad_norm: Tensor
-    skipped: Tensor  # 1 where the gradient was not finite and nothing was updated
+    grad_norm: Tensor  # not finite: nothing was updated
 
 
 class Step:
@@ -119,7 +118,7 @@ class Step:
         norm = self._update()
         if model.queue is not None and keys:
             self._write_queue(step, keys)
-        return StepOutput(sums, norm, (~norm.isfinite()).float())
+        return StepOutput(sums, norm)
 
     def _backward(
         self, step: int, batches: list[tuple[int, Batch]]
@@ -127,6 +126,8 @@ class Step:
         """Gradients of all micro-batches; -> sums of their scalars, and image keys, text keys, image ids of each."""
         run, progress = self.run, step / self.total
         alphas, eps = alphas_at(run, progress), itm_eps_at(run.objectives.itm, progress)
+        # DistributedDataParallel takes the mean over workers, of which some have a micro-batch more than others.
+        share = run.micro_batches / self.comm.world
         sums: dict[str, Tensor] = {}
         keys: list[tuple[Tensor, Tensor, Tensor]] = []
         for i, (number, batch) in enumerate(batches):
@@ -136,7 +137,7 @@ class Step:
             with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with autocast(run, self.device):
                     total, terms, image_key, text_key = self.wrapped(batch, self.active, alphas, eps)
-                (total / len(batches)).backward()
+                (total / share).backward()
             _add(sums, total.detach(), terms)
             if image_key is not None and text_key is not None:
                 keys.append((image_key.detach(), text_key.detach(), batch.image_id))
@@ -172,9 +173,7 @@ class Step:
         assert queue is not None
 
         def in_order(i: int) -> Tensor:
-            mine = torch.stack([k[i] for k in keys])  # (n, B, ...)
-            every = self.comm.cat(mine).unflatten(0, (self.comm.world, -1))  # (W, n, B, ...)
-            return every.transpose(0, 1).flatten(0, 2)
+            return self.comm.in_turns(torch.stack([k[i] for k in keys]), self.run.micro_batches).flatten(0, 1)
 
         queue.write(in_order(0), in_order(1), in_order(2), step * total % len(queue.ids))
 

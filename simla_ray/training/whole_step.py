@@ -64,25 +64,30 @@ def backward_over_step(
         with torch.no_grad():
             parts = [vectors(i) for i in range(len(batches))]
     image, text = (torch.cat([p[side].detach() for p in parts]) for side in (0, 1))
-    every_image, every_text = (comm.cat(x).requires_grad_() for x in (image, text))
-    rows, first = len(image), comm.rank * len(image)
+    total = run.micro_batches
+    images, texts = comm.cat(image, total), comm.cat(text, total)
+    every_image, every_text = torch.cat(images).requires_grad_(), torch.cat(texts).requires_grad_()
+    rows, first = len(image), sum(map(len, images[: comm.rank]))
     ids = torch.cat([batch.image_id for _, batch in batches]) if itc.same_image is SameImage.positive else None
     term = contrast(
         itc, every_image[first : first + rows], every_text[first : first + rows], every_image, every_text, model.scale,
-        image_id=ids, key_id=comm.cat(ids) if ids is not None else None, first=first,
+        image_id=ids, key_id=torch.cat(comm.cat(ids, total)) if ids is not None else None, first=first,
     )  # fmt: skip
     scalars = list(model.scale.parameters())
-    of_image, of_text, *of_scalars = torch.autograd.grad(itc.weight * term.loss, [every_image, every_text, *scalars])
+    share = len(batches) * comm.world / total  # other than 1 where some workers have a micro-batch more than others
+    of_image, of_text, *of_scalars = torch.autograd.grad(
+        share * itc.weight * term.loss, [every_image, every_text, *scalars]
+    )
     # A column's gradient comes from the rows of all workers. DistributedDataParallel then takes the mean over workers
-    # of what follows, which makes these sums the gradient of the mean of the workers' losses.
+    # of what follows, which makes these sums the gradient of the mean over all rows.
     of_image, of_text = (comm.sum(g)[first : first + rows].split(len(batches[0][1])) for g in (of_image, of_text))
     for i in range(len(batches)):
         last = i == len(batches) - 1
         waits = isinstance(wrapped, DistributedDataParallel) and not last
         with wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
             image, text = kept if once else vectors(i)
-            total = (image * of_image[i]).sum() + (text * of_text[i]).sum()
+            of_rows = (image * of_image[i]).sum() + (text * of_text[i]).sum()
             if last:
-                total = total + torch.stack([p * g for p, g in zip(scalars, of_scalars, strict=True)]).sum()
-            total.backward()
+                of_rows = of_rows + torch.stack([p * g for p, g in zip(scalars, of_scalars, strict=True)]).sum()
+            of_rows.backward()
     return term

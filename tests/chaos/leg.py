@@ -1,6 +1,5 @@
 """A leg of a run without Ray: its stream, loop, checkpoints and files, in processes that can be killed."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -18,10 +17,11 @@ from simla_ray.data.text import Vocabulary
 from simla_ray.jsonl import read_lines
 from simla_ray.models.model import Model
 from simla_ray.orchestration.plan import total_steps
-from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
+from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint
 from simla_ray.training.comm import Comm
 from simla_ray.training.log import RunLog
 from simla_ray.training.loop import Loop
+from simla_ray.training.saver import Saver
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
 
@@ -49,23 +49,15 @@ def leg(folder: Path, overrides: list[str], rank: int, world: int, number: int) 
         state = load_checkpoint(newest, losses.model, step.optimizer)
         state.cursor = state.cursor.dealt_to(order)
 
-    def save(state: State, metrics: dict[str, float]) -> None:
-        if rank == 0:
-            unfinished = folder / "checkpoints" / f"unfinished-{number}-{state.step}"
-            unfinished.mkdir(parents=True)
-            save_checkpoint(unfinished, run, losses.model, step.optimizer, state, folder / "prepared")
-            finished = folder / "checkpoints" / f"step-{state.step:08d}"
-            shutil.rmtree(finished, ignore_errors=True)
-            unfinished.rename(finished)
-        comm.gather(None)
-
     log = RunLog(folder, state.step) if rank == 0 else None
     known = {line["uid"]: line["reason"] for line in read_lines(folder / "dropped.jsonl")}
     if log is not None:
         log.event("leg", step=state.step, world_size=world, batch=run.batch.global_)
     lanes = pipeline.worker_lanes(order.lanes, world, rank)
     stream = Prefetched(pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows), 2)
-    Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, save, known)(stream)
+    checkpoints = folder / "checkpoints"
+    saver = Saver(checkpoints, run, losses.model, step.optimizer, folder / "prepared") if rank == 0 else None
+    Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, saver, lambda saved: None, known)(stream)
     stream.close()
     if rank == 0:
         (folder / DONE).touch()

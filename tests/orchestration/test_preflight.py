@@ -23,7 +23,7 @@ from simla_ray.orchestration.preflight.footprint import footprint, kinds_of_step
 from simla_ray.orchestration.preflight.nodes import Node, ask, marked, ray_nodes, try_gpus
 from simla_ray.orchestration.preflight.probes import Answers, File, existing, look
 from simla_ray.orchestration.preflight.trial import Trial, samples_per_s, try_step
-from simla_ray.training.checkpoint import save_checkpoint
+from simla_ray.training.checkpoint import Snapshot
 from simla_ray.training.comm import Comm
 from simla_ray.training.measure import CLS_ID, held_bytes, look_inside, synthetic_batch
 from simla_ray.training.state import State
@@ -32,7 +32,7 @@ from simla_ray.training.step import Losses, Step
 GIB = 2**30
 CPU = torch.device("cpu")
 VERSIONS = {"python": "3.12.3", "simla_ray": "0.1.0 (code 5f1c09aa)", "torch": "2.13.0"}
-SEEN = Answers(VERSIONS, cores=4, memory=16 * GIB, temp=50 * GIB, ray_temp_used=0.4)
+SEEN = Answers(VERSIONS, cores=4, memory=16 * GIB, ray_temp_used=0.4)
 JOINED = Cluster(False, "10.0.0.1:6379", 2, 8, 0, None)
 
 
@@ -159,10 +159,6 @@ WRONG = {
         lambda c: replace(c, storage=2**20),
         "storage", "1 MiB free in", "free some, or name another folder",
     ),
-    "no room for temporary files": (
-        lambda c: second(c, temp=2**20),
-        "TMPDIR", "1 MiB free on 10.0.0.2, but a checkpoint takes 5 MiB", "free some, or name another folder",
-    ),
     "a full disk under Ray": (
         lambda c: second(c, ray_temp_used=0.97),
         "RAY_TMPDIR", "97% full on 10.0.0.2", "start Ray there with a --temp-dir",
@@ -219,7 +215,7 @@ def test_several_files_that_lack_are_counted(good):
 
 
 def test_a_node_without_cpus_reads_and_trains_nothing(good):
-    head = Answers(VERSIONS, 2, memory=2**20, temp=0, ray_temp_used=0.4, unreadable=((File("data.val", "/d"), "gone"),))
+    head = Answers(VERSIONS, 2, memory=2**20, ray_temp_used=0.4, unreadable=((File("data.val", "/d"), "gone"),))
     case = replace(good, nodes=[*good.nodes, Node("10.0.0.9", 0, 0, 2**20, "9", head)])
     assert misses(case) == []
 
@@ -230,6 +226,13 @@ def test_a_run_that_goes_on_needs_room_for_one_more_checkpoint(good):
     assert not misses(replace(good, storage=int(1.5 * one), resumes=True))
     (warning,) = [c.warning for c in preflight.judge(replace(good, storage=3 * one)) if c.warning]
     assert warning.startswith("checkpoint.keep: 3 and one more take 19 MiB, 14 MiB free in")
+
+
+def test_an_elastic_run_needs_what_it_begins_with(good):
+    case = with_keys(good, ray={"workers": 8, "cpus_per_worker": 3.0, "min_workers": 2}, batch={"global_": 512})
+    assert not misses(case)
+    (line,) = misses(with_keys(case, ray={"workers": 8, "cpus_per_worker": 3.0, "min_workers": 3}))
+    assert line.startswith("ray.min_workers: 3 workers of 3 CPUs and data.decode_cpus=2 need 11 CPUs")
 
 
 def test_a_narrow_object_store_is_a_warning(good):
@@ -277,7 +280,7 @@ def test_a_look_at_this_machine(tmp_path, world_files):
         f"{train.stat().st_size} bytes in place of 5", "no such file or directory",
     ]  # fmt: skip
     assert seen.packages["no_such_package"] == "absent" and re.search(r"\(code \w{8}\)", seen.packages["simla_ray"])
-    assert min(seen.memory, seen.temp, seen.cores) > 0 and 0 < seen.ray_temp_used < 1
+    assert min(seen.memory, seen.cores) > 0 and 0 < seen.ray_temp_used < 1
 
 
 def test_of_many_files_some_are_opened_on_every_node(files, tmp_path):
@@ -346,7 +349,8 @@ def test_a_node_that_hangs_or_fails_is_named_and_not_waited_for(ray_session, tmp
 
 
 def test_the_estimate_is_what_a_step_and_a_checkpoint_take(tmp_path, vocabulary):
-    run = load_run(overrides=["batch.micro=8", "batch.global=16", "queue=64", f"text.vocab_size={len(vocabulary)}"])
+    sizes = ["batch.micro=8", "batch.global=8", "ray.workers=1", "queue=64"]
+    run = load_run(overrides=[*sizes, f"text.vocab_size={len(vocabulary)}"])
     losses = Losses(run, Model(run, len(vocabulary)), None, CLS_ID, None).train()
     step, batch = Step(run, losses, 1000, Comm(), CPU), synthetic_batch(run, len(vocabulary))
     found = footprint(run, gpu=False)
@@ -354,10 +358,9 @@ def test_the_estimate_is_what_a_step_and_a_checkpoint_take(tmp_path, vocabulary)
     assert held_bytes(step.model, step.optimizer) == pytest.approx(found.weights + found.moments, rel=0.01)
     assert inside.peak_bytes == pytest.approx(found.batch + found.gradients, rel=0.25)
     vocabulary.save(tmp_path / "prepared")
-    (tmp_path / "checkpoint").mkdir()
-    save_checkpoint(
-        tmp_path / "checkpoint", run, step.model, step.optimizer, State(1, Cursor.start(2)), tmp_path / "prepared"
-    )
+    snapshot = Snapshot(step.model, step.optimizer)
+    snapshot.take(run, step.model, step.optimizer, State(1, Cursor.start(2)))
+    snapshot.write(tmp_path / "checkpoint", tmp_path / "prepared")
     size = sum(f.stat().st_size for f in (tmp_path / "checkpoint").glob("*.safetensors"))
     assert size == pytest.approx(found.checkpoint, rel=0.05)
 
@@ -369,7 +372,7 @@ def test_every_set_of_objectives_has_its_step():
 
 
 def test_a_step_is_tried_and_nothing_moved_by_it(world_index):
-    run = load_run(overrides=["batch.micro=8", "batch.global=16", "ray.workers=1"])
+    run = load_run(overrides=["batch.micro=8", "batch.global=24", "queue=24", "ray.workers=1"])
     torch.manual_seed(7)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     trial = try_step(run, "cpu")
@@ -389,7 +392,7 @@ def test_dry_run_shows_every_check_with_its_figures(no_ray, files, capsys, tmp_p
         line.split(":")[0].split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines() if "ready" in line
     ]
     assert ready == [
-        "CPUs", "storage", "data", "disk", "temporary files", "Ray's folder", "memory", "object store", "one batch",
+        "CPUs", "storage", "data", "disk", "Ray's folder", "memory", "object store", "one batch",
         "decoding",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []

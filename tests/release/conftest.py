@@ -9,8 +9,8 @@ from simla_ray.config.load import load_run, to_yaml
 from simla_ray.data.cursor import Cursor
 from simla_ray.models.checkpoint_io import save_tensors
 from simla_ray.models.model import Model
-from simla_ray.training.checkpoint import save_checkpoint
 from simla_ray.training.optim import build_optimizer
+from simla_ray.training.saver import Saver
 from simla_ray.training.state import State
 
 MANIFEST = {
@@ -53,10 +53,10 @@ def make_run_folder(folder, vocabulary, codes=None, **overrides):
         with torch.no_grad():
             for parameter in model.student.parameters():  # so that the teacher is another model than the student
                 parameter.add_(0.05 * torch.randn_like(parameter))
-        checkpoint = folder / "checkpoints" / f"step-{step:08d}"
-        checkpoint.mkdir(parents=True)
         state = State(step, Cursor.start(run.micro_batches), best_step=10)
-        save_checkpoint(checkpoint, run, model, build_optimizer(model, run.optim), state, folder / "prepared")
+        saver = Saver(folder / "checkpoints", run, model, build_optimizer(model, run.optim), folder / "prepared")
+        saver(state)
+        assert saver.finished(wait=True)[0].folder == f"step-{step:08d}"
     return folder, run
 
 

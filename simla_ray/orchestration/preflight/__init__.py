@@ -160,7 +160,6 @@ def judge(case: Case) -> list[Check]:
         environment.storage(case),
         environment.data(case),
         capacity.disk(case),
-        capacity.temporary(case),
         environment.ray_folder(case),
         capacity.memory(case),
         capacity.object_store(case),

@@ -17,12 +17,15 @@ PROCESS_BYTES = 2**29
 
 
 def room(run: Run, nodes: Sequence[Node], gpu: bool, cores: int | None = None) -> Iterator[Check]:
-    """CPUs and GPUs for the workers, in the sum and on single nodes, and CPUs for the tasks that make samples.
+    """CPUs and GPUs for the workers a run begins with, in the sum and on single nodes, and CPUs that make samples.
 
     Args:
         cores: of a machine with a Ray of its own, whose logical CPUs share them.
     """
-    each, workers, decoders = run.ray.cpus_per_worker, run.ray.workers, run.data.decode_cpus
+    each, decoders = run.ray.cpus_per_worker, run.data.decode_cpus
+    workers, key = run.ray.workers, "ray.workers"
+    if run.ray.min_workers is not None:
+        workers, key = run.ray.min_workers, "ray.min_workers"
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     needed = workers * each + decoders
     fit = sum(_places(run, node, gpu) for node in nodes)
@@ -30,7 +33,7 @@ def room(run: Run, nodes: Sequence[Node], gpu: bool, cores: int | None = None) -
     miss = ""
     if cpus < needed:
         miss = (
-            f"ray.workers: {workers} workers of {each:g} CPUs and data.decode_cpus={decoders} need {needed:g} CPUs, "
+            f"{key}: {workers} workers of {each:g} CPUs and data.decode_cpus={decoders} need {needed:g} CPUs, "
             f"the cluster has {cpus:g}; use fewer of them, or add nodes"
         )
     elif fit < workers and (not gpu or gpus >= workers):
@@ -38,14 +41,14 @@ def room(run: Run, nodes: Sequence[Node], gpu: bool, cores: int | None = None) -
         where = "nodes with GPUs" if gpu else "nodes"
         miss = (
             f"ray.cpus_per_worker: {each:g} CPUs fit {fit} times on single {where}, the largest of which has "
-            f"{largest.cpus:g}, for ray.workers={workers}; use fewer CPUs a worker, or larger nodes"
+            f"{largest.cpus:g}, for {key}={workers}; use fewer CPUs a worker, or larger nodes"
         )
     yield Check("CPUs", found, f"{needed:g}: {workers} workers of {each:g}, {decoders} to decode", miss)
     if gpu:
         miss = ""
         if gpus < workers:
             miss = (
-                f"ray.device: gpu, but the cluster has {gpus:g} GPUs for ray.workers={workers}; "
+                f"ray.device: gpu, but the cluster has {gpus:g} GPUs for {key}={workers}; "
                 "use fewer workers, add nodes, or use cpu"
             )
         yield Check("GPUs", f"{gpus:g}", f"{workers}, one a worker", miss)
@@ -66,15 +69,6 @@ def disk(case: Case) -> Check:
     elif case.storage < wanted and not case.resumes:
         warning = f"checkpoint.keep: {keep} and one more take {size(wanted)}, {found}; {remedy}"
     return Check("disk", found, needed, miss, warning)
-
-
-def temporary(case: Case) -> Check:
-    one = case.footprint.checkpoint
-    free = {node.name: answers.temp for node, answers in case.heard if _places(case.run, node, case.gpu)}
-    short = {name: f"{size(n)} free" for name, n in free.items() if n < one}
-    miss = f"TMPDIR: {listed(short)}, but a checkpoint takes {size(one)} there; free some, or name another folder"
-    found = f"at least {size(min(free.values(), default=0))} free"
-    return Check("temporary files", found, size(one), miss if short else "")
 
 
 def memory(case: Case) -> Check:

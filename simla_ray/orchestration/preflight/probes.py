@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,12 +45,11 @@ class Questions:
 
 @dataclass(frozen=True)
 class Answers:
-    """What ``look`` saw. Sizes are free bytes; a reason is empty where nothing is wrong.
+    """What ``look`` saw; a reason is empty where nothing is wrong.
 
     Args:
         cores: CPUs that this process may use.
-        memory: also within the limit of a container.
-        temp: where a checkpoint is written before it moves to storage.
+        memory: free bytes, also within the limit of a container.
         ray_temp_used: share of the disk of Ray's folder, which takes spilled objects, that is full.
         storage_problem: why the marker could not be read or answered.
     """
@@ -59,7 +57,6 @@ class Answers:
     packages: dict[str, str]
     cores: int
     memory: int
-    temp: int
     ray_temp_used: float
     storage_problem: str = ""
     unreadable: tuple[tuple[File, str], ...] = ()
@@ -73,7 +70,6 @@ def look(questions: Questions, me: str) -> Answers:
         packages=_environment(questions.packages),
         cores=len(os.sched_getaffinity(0)),
         memory=estimate_available_memory(),
-        temp=shutil.disk_usage(tempfile.gettempdir()).free,
         ray_temp_used=1 - used.free / used.total,
         storage_problem=_answer(questions, me),
         unreadable=tuple((file, reason) for file, reason in unread if reason),

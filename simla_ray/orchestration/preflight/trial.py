@@ -49,7 +49,7 @@ def try_step(run: Run, device_type: str) -> Trial:
         return Trial(problem=f"torch {torch.__version__} sees no GPU")
     device = torch.device(device_type)
     free = torch.cuda.mem_get_info(device)[0] if device_type == "cuda" else 0
-    run = untrained(run).model_copy(update={"compile": False})
+    run = _small_step(run)
     threads, gpus = torch.get_num_threads(), [] if device_type == "cpu" else [torch.cuda.current_device()]
     if device_type == "cpu":
         torch.set_num_threads(max(1, int(run.ray.cpus_per_worker)))  # as a worker does
@@ -64,13 +64,26 @@ def try_step(run: Run, device_type: str) -> Trial:
     return Trial(pairs / seconds, peak, free)
 
 
+def _small_step(run: Run) -> Run:
+    """One worker's part of a step, of at most two micro-batches, as a whole step; without what would only cost time."""
+    pairs = run.batch.micro * min(2, -(-run.micro_batches // run.ray.workers))
+    return untrained(run).model_copy(
+        update={
+            "compile": False,
+            "queue": -(-run.queue // pairs) * pairs,  # it is written in whole steps
+            "batch": run.batch.model_copy(update={"global_": pairs}),
+            "ray": run.ray.model_copy(update={"workers": 1}),
+        }
+    )
+
+
 def _steps(run: Run, device: torch.device) -> tuple[float, int]:
     """-> seconds of the last step, and its pairs."""
     with device:
         model = Model(run, run.text.vocab_size, autocast_dtype(run, device) or torch.float32)
     step = Step(run, Losses(run, model, None, CLS_ID, None).to(device).train(), STEPS, Comm(), device)
     batch = synthetic_batch(run, run.text.vocab_size).to(device)
-    batches = [(number, batch) for number in range(min(2, -(-run.micro_batches // run.ray.workers)))]
+    batches = [(number, batch) for number in range(run.micro_batches)]
     largest_last = sorted(kinds_of_step(run).items(), key=lambda kind: len(kind[1]))
     began = 0.0
     for number in [*(number for number, _ in largest_last), largest_last[-1][0]]:
