@@ -32,7 +32,7 @@ from simla_ray.data.codes import Featurise, pixel_patches
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
-from simla_ray.data.index import Index
+from simla_ray.data.index import Index, repeats
 from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.sample import Sample, SampleMaker, code_image_px, stacked
 from simla_ray.data.schema import TRAINING
@@ -51,8 +51,6 @@ WAITING_BLOCKS = 2
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
-#: In place of the hash of a uid.
-NO_UID = -1
 NONE = np.empty(0, dtype=np.int64)
 PAUSE_S = 0.05
 
@@ -331,7 +329,7 @@ class CaptionPass:
         for block in job(items, _Captions(self.index, self.max_words), self.cpus):
             hashes.append(block["uid"][block["first"]])
             yield from (str(c) for c in block["caption"] if c)
-        self.repeated = _repeated(np.concatenate(hashes))
+        self.repeated = repeats(np.concatenate(hashes))
 
 
 class _Captions:
@@ -343,17 +341,9 @@ class _Captions:
             found: list[tuple[str, int, bool]] = []
             for uid, captions in read_words(self.index.units[number], self.index.roots):
                 cleaned = [clean(c, self.max_words) for c in captions]
-                own = stable_hash(uid) if uid is not None else NO_UID
-                found += [(c, own, i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
+                found += [(c, stable_hash(uid), i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
             caption, uids, first = zip(*found, strict=True)
             yield {"caption": np.array(caption), "uid": np.array(uids), "first": np.array(first)}
-
-
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    """Sorted places of the values that stood before; rows without a uid of their own do not count."""
-    order = np.argsort(hashes, kind="stable")
-    same = (hashes[order][1:] == hashes[order][:-1]) & (hashes[order][1:] != NO_UID)
-    return np.sort(order[1:][same])
 
 
 def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: int) -> np.ndarray:

@@ -150,6 +150,20 @@ def test_dropped_rows_are_counted_and_named(ray_session, mixed, tmp_path, capsys
 
 
 @pytest.mark.ray
+def test_no_row_of_shards_of_one_name_is_taken_for_a_repeat(ray_session, tmp_path):
+    for folder in ("left", "right"):
+        (tmp_path / folder).mkdir()
+        with webdataset.TarWriter(str(tmp_path / folder / "0000.tar")) as sink:
+            for i, row in enumerate(make_rows(3)):
+                sink.write({"__key__": str(i), "jpg": row["image"], "txt": "a caption"})
+    uris = [str(tmp_path / folder / "0000.tar") for folder in ("left", "right")]
+    assert main([*uris, "--to", str(tmp_path / "out"), "--tasks", "2"]) == 0
+    assert manifest(tmp_path / "out")["dropped"] == {}
+    expected = [f"{folder}/0000.tar/{i}" for folder in ("left", "right") for i in range(3)]
+    assert [row["uid"] for row in read(tmp_path / "out")] == expected
+
+
+@pytest.mark.ray
 def test_resize_reencodes_only_what_is_too_large(ray_session, tmp_path):
     rows = make_rows(2, size=(40, 30)) + make_rows(1, 2, (100, 50)) + make_rows(1, 3)
     rows[3]["image"] = picture(3, (50, 100), "PNG")

@@ -15,9 +15,9 @@ from simla_ray.data.convert.look import look, near
 from simla_ray.data.convert.progress import Progress, Say, aligned
 from simla_ray.data.convert.rows import digest, picture_of, pixel_digest, values_of
 from simla_ray.data.convert.statistics import Statistics
-from simla_ray.data.convert.survey import DIGEST, Place, as_digests, repeats, rows_between, stretches
+from simla_ray.data.convert.survey import DIGEST, Place, as_digests, rows_between, stretches
 from simla_ray.data.decode import DropRow
-from simla_ray.data.index import Index, build_index
+from simla_ray.data.index import Index, build_index, repeats
 
 #: Rows of each finding that are named, its count has all of them; fewer where naming one means reading it again.
 NAMED, NAMED_AGAIN = 100, 24

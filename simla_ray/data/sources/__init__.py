@@ -14,6 +14,7 @@ import numpy as np
 
 from simla_ray.data.schema import normalise
 from simla_ray.data.sources import files, listed, parquet, tar
+from simla_ray.data.sources.names import told_apart
 from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
@@ -22,6 +23,7 @@ __all__ = [
     "Unit",
     "images_are_files",
     "list_files",
+    "names_of",
     "read_column",
     "read_pieces",
     "read_rows",
@@ -89,6 +91,23 @@ def _holds_rows(path: PurePath) -> bool:
     return path.suffix in READERS and path.name != MANIFEST
 
 
+def names_of(found: Sequence[str]) -> dict[str, str]:
+    """What the rows of each file that bring no uid are called after: a tar's ``name/key``, else ``name:row``.
+
+    A tar is called by its own name, other files by their folder's and their own; where that does not tell the files of
+    a set apart, see ``told_apart``. The rows of a folder of images are called by their paths in it, with the folder's
+    name before them only if another folder of the set has a row of the same name.
+    """
+    folders = [file for file in found if not files.is_remote(file) and Path(file).is_dir()]
+    names = {}
+    for file in found:
+        path = files.pure(file)
+        names[file] = path.stem if _reader(file) is tar else f"{path.parent.name}/{path.stem}"
+    names |= dict.fromkeys(folders, "")
+    apart = told_apart(names)
+    return apart if listed.share_names(folders) else apart | dict.fromkeys(folders, "")
+
+
 def units_of(file: str, split: str | None, split_key: str) -> list[Unit]:
     """The units of a file, without reading an image.
 
@@ -118,12 +137,10 @@ def read_rows(
     return [normalise(row, uid) for row, uid in found]
 
 
-def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str | None, list[Any]]]:
-    """The uid that a row brings itself, if it does, and its captions, of all rows of a unit."""
-    every = np.arange(unit.n) if unit.rows is None else np.asarray(unit.rows)
-    found = _reader(unit.path).rows(unit, every, ("uid", "captions"), roots)
-    rows = [(row.get("uid"), normalise(row, uid)) for row, uid in found]
-    return [(None if own is None else row["uid"], row["captions"]) for own, row in rows]
+def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """Uid and captions of all rows of a unit."""
+    rows = read_rows(unit, np.arange(len(unit)), ("uid", "captions"), roots)
+    return [(row["uid"], row["captions"]) for row in rows]
 
 
 def read_pieces(

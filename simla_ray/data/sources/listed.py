@@ -17,7 +17,7 @@ import numpy as np
 
 from simla_ray.data.schema import LISTS, resolve_columns
 from simla_ray.data.sources.described import IMAGES, WORDS, described
-from simla_ray.data.sources.unit import Unit, numbered
+from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
 UNIT_ROWS = 1000
@@ -25,6 +25,8 @@ UNIT_ROWS = 1000
 DELIMITERS = ",\t|;"
 #: Entry: what describes the image lies in these files beside it, and is read with the row.
 BESIDE = "beside"
+#: Entry of a folder: the name that stands in for a uid.
+NAME = "name"
 
 Entry = dict[str, Any]
 
@@ -60,14 +62,24 @@ def rows(
     found = []
     for i in (unit.number + int(p) for p in inside):
         row = dict(entries[i])
-        path = row["image"]
+        path, own = row["image"], row.pop(NAME, None)
         if path:
-            row.setdefault("image_id", str(path))
+            row.setdefault("image_id", str(path) if own is None else _below(unit.name, str(path)))
         row["image"] = _inside(str(path), allowed) if path else "image_missing"
         for beside in row.pop(BESIDE, ()):
             row |= _described(beside, base)
-        found.append((row, numbered(unit.path, i)))
+        found.append((row, f"{unit.name}:{i}" if own is None else _below(unit.name, own)))
     return found
+
+
+def _below(name: str, path: str) -> str:
+    return f"{name}/{path}" if name else path
+
+
+def share_names(folders: Sequence[str]) -> bool:
+    """Whether one folder of images has a row of the same name as another."""
+    names = [{entry[NAME] for entry in _entries(Path(folder))} for folder in folders]
+    return sum(map(len, names)) > len(set().union(*names))
 
 
 def column(unit: Unit, name: str) -> list[Any]:
@@ -185,7 +197,7 @@ def _cell(name: str, text: str | None) -> Any:
 
 
 def _folder(path: Path) -> list[Entry]:
-    """A row per image and per lone description, in the order of their names; ``uid`` is the path in the folder."""
+    """A row per image and per lone description, in the order of their names."""
     images = _image_files(path)
     names: dict[str, list[str]] = {}
     for image in images:
@@ -197,8 +209,8 @@ def _folder(path: Path) -> list[Entry]:
     entries = []
     for stem in sorted(names.keys() | beside.keys()):
         for image in names.get(stem, [""]):
-            uid = image if len(names.get(stem, ())) > 1 else stem
-            entries.append({"uid": uid, "image": image, BESIDE: beside.get(stem, [])})
+            name = image if len(names.get(stem, ())) > 1 else stem
+            entries.append({NAME: name, "image": image, BESIDE: beside.get(stem, [])})
     return entries
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from simla_ray.data.schema import resolve_columns
 from simla_ray.data.sources import files
-from simla_ray.data.sources.unit import Unit, numbered
+from simla_ray.data.sources.unit import Unit
 from simla_ray.errors import UserError
 
 #: Of a row group that is read in pieces: rows at a time, and bytes of each column read ahead.
@@ -92,7 +92,7 @@ def _rows(
     ours = [ours_of[name] for name in table.column_names]
     first, found = first_row(unit), []
     for i, *row in zip(inside, *values, strict=True):
-        found.append((dict(zip(ours, row, strict=True)), numbered(unit.path, first + int(i))))
+        found.append((dict(zip(ours, row, strict=True)), f"{unit.name}:{first + int(i)}"))
     return found
 
 

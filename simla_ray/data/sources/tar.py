@@ -59,7 +59,7 @@ def _units(file: str, size: int) -> list[Unit]:
 def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
-    """The rows with their own uids' stand-ins: name of the tar and of the sample."""
+    """The rows with their own uids' stand-ins: names of the tar and of the sample."""
     stretch = files.retried(unit.path, lambda: _read(unit))
     with _opened(io.BytesIO(stretch), unit.path) as tar:
         samples = list(_samples(tar, (*IMAGES, *WORDS)))
@@ -70,7 +70,7 @@ def rows(
         row = _row(samples[i])
         if unit.cut and i == unit.n - 1:
             row["image"] = "tar_truncated"
-        found.append((row, f"{files.pure(unit.path).stem}/{samples[i].key}"))
+        found.append((row, f"{unit.name}/{samples[i].key}"))
     return found
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simla_ray.data.sources.files import pure
-
 
 @dataclass(frozen=True)
 class Unit:
@@ -21,11 +19,7 @@ class Unit:
     start: int = 0  # of a tar: where the stretch begins and ends, bytes
     stop: int = 0
     cut: bool = False  # its tar breaks off here
+    name: str = ""  # what its rows that bring no uid are called after, see ``names``
 
     def __len__(self) -> int:
         return self.n if self.rows is None else len(self.rows)
-
-
-def numbered(path: str, row: int) -> str:
-    """Uid of a row that brings none: folder and name of the file tell shards of one name apart."""
-    return f"{pure(path).parent.name}/{pure(path).stem}:{row}"
