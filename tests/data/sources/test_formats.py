@@ -17,8 +17,9 @@ from simla_ray.config.load import load_run
 from simla_ray.data.blocks import table_block
 from simla_ray.data.decode import decode
 from simla_ray.data.index import build_index
+from simla_ray.data.map_functions import BlockMaker, WindowReader
 from simla_ray.data.order import Position
-from simla_ray.data.pipeline import BlockMaker, WindowReader, order_of
+from simla_ray.data.pipeline import order_of
 from simla_ray.data.sources import read_column, read_rows
 from simla_ray.errors import UserError
 
