@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +58,9 @@ def build_index(
         UserError: missing files, missing columns, or no row at all; names the key.
     """
     split_key = split_key or f"{key}_split"
-    files = [list_files([uri], key) for uri in uris]
+    files = [list_files(uri, key) for uri in uris]
     names = names_of(list(dict.fromkeys(file for of_uri in files for file in of_uri)))
-    found = [
-        [replace(unit, name=names[file]) for file in of_uri for unit in units_of(file, split, split_key)]
-        for of_uri in files
-    ]
+    found = [[u for file in of_uri for u in units_of(file, names[file], split, split_key)] for of_uri in files]
     units = [u for of_uri in found for u in of_uri]
     if not units:
         kept = f" with split {split}" if split is not None else ""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simla_ray.data.index import build_index
-from simla_ray.data.sources import names_of, read_column, read_rows
+from simla_ray.data.sources import DataFile, names_of, read_column, read_rows
 from simla_ray.data.sources.names import told_apart
 from simla_ray.errors import UserError
 
@@ -54,7 +54,7 @@ def test_other_names_one_caption_and_missing_uids(tmp_path):
 )
 @pytest.mark.parametrize("root", ["/data/here", "/mnt/elsewhere/deep", "s3://bucket"])
 def test_files_of_one_name_are_told_apart_wherever_they_lie(root, paths, names):
-    files = [f"{root}/{path}" for path in paths]
+    files = [DataFile(f"{root}/{path}", path.rpartition(".")[2]) for path in paths]
     assert list(names_of(files).values()) == names
 
 

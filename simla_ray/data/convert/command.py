@@ -24,7 +24,8 @@ Convert any source to sharded Parquet, or check a data set.
   python -m simla_ray.data.convert --check converted --val val.parquet
 
 A URI is a file, a folder or a glob: Parquet, webdataset .tar, JSON, CSV, TSV, a folder of images; Parquet and tars
-also from s3:// and gs://."""
+also from s3:// and gs://. Where endings do not tell, the format is named: tar:s3://bucket/shards, json:dump.txt;
+parquet, tar, json, coco, csv, tsv, folder."""
 
 EPILOG = """\
 Columns of the row are kept (uid, image, captions, image_id, keywords, phrases, boxes, box_labels, split, source,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from simla_ray.data.schema import resolve_columns
 from simla_ray.data.sources import files
-from simla_ray.data.sources.unit import Unit
+from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
 
 #: Of a row group that is read in pieces: rows at a time, and bytes of each column read ahead.
@@ -20,8 +20,9 @@ PIECE_ROWS = 64
 BUFFER = 2**20
 
 
-def units(file: str, split: str | None, split_key: str) -> list[Unit]:
+def units(data: DataFile, split: str | None, split_key: str) -> list[Unit]:
     """From the footer; with a split filter also from that column."""
+    file = data.path
     parquet = _open(file)
     names = parquet.schema_arrow.names
     columns = resolve_columns(names, file)

@@ -18,7 +18,7 @@ import numpy as np
 
 from simla_ray.data.sources import files
 from simla_ray.data.sources.described import IMAGES, WORDS, described
-from simla_ray.data.sources.unit import Unit
+from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
 
 UNIT_ROWS = 256
@@ -35,11 +35,11 @@ class Sample:
     members: dict[str, bytes | None] = field(default_factory=dict)
 
 
-def units(file: str, split: str | None, split_key: str) -> list[Unit]:
+def units(file: DataFile, split: str | None, split_key: str) -> list[Unit]:
     """From the headers alone: the contents are passed over."""
     if split is not None:
-        raise UserError(f"{split_key}: {split}, but {file} is a tar and has no split column")
-    return _units(file, files.size(file))
+        raise UserError(f"{split_key}: {split}, but {file.path} is a tar and has no split column")
+    return _units(file.path, files.size(file.path))
 
 
 @functools.lru_cache(maxsize=4096)

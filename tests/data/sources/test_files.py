@@ -34,6 +34,9 @@ def store(tmp_path_factory):
     client.create_bucket(Bucket="pairs")
     for path in folder.iterdir():
         client.upload_file(str(path), "pairs", f"shards/{path.name}")
+        if path.suffix == ".tar":
+            client.upload_file(str(path), "pairs", f"plain/{path.stem}")
+    client.put_object(Bucket="pairs", Key="plain/_SUCCESS", Body=b"")
     yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     server.stop()
 
@@ -59,6 +62,15 @@ def test_parquet_and_tars_in_a_store_read_as_on_disk(store):
 
 def index_uris(store):
     return [f"s3://pairs/shards/part-{i}.parquet{store}" for i in range(2)] + [f"s3://pairs/shards/0001.tar{store}"]
+
+
+def test_shards_without_an_ending_in_a_store_are_read_by_the_named_format(store):
+    index = build_index([f"tar:s3://pairs/plain{store}"], None, (), "data.train")
+    assert [row["uid"] for row in rows_of(index)] == [f"000{i // 3}/t{i}" for i in range(7)]
+    with pytest.raises(UserError, match=r"s3://pairs/plain.* holds no file of .*named, as in parquet:s3://pairs/plain"):
+        build_index([f"s3://pairs/plain{store}"], None, (), "data.train")
+    with pytest.raises(UserError, match=r"plain/0000.* is a list, whose images are files"):
+        build_index([f"csv:s3://pairs/plain{store}"], None, (), "data.train")
 
 
 def test_a_folder_of_a_store_and_what_is_not_read_from_one(store):
