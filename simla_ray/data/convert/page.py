@@ -39,6 +39,7 @@ MEANING = {
     "caption_unreadable": "the text or JSON beside the image cannot be read",
     "caption_outside_roots": "the text beside the image is a link that leads out of the folder",
     "tar_truncated": "the tar ends inside this row",
+    "row_group_unreadable": "its row group of the Parquet file is damaged",
     "uid_duplicate": "an earlier row has the same uid; a conversion keeps the first",
 }
 

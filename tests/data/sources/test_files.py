@@ -125,3 +125,28 @@ def test_failing_reads_are_tried_again_and_then_reported(name, slow_down, tmp_pa
     with pytest.raises(UserError, match=r"a\.\w+: cannot be read after 4 attempts \(AWS Error SLOW_DOWN"):
         rows_of(index)
     assert slow_down["left"] == 96
+
+
+def test_a_store_that_fails_costs_no_row_and_damage_does(slow_down, tmp_path, monkeypatch):
+    table = pa.table({"image": [bytes([i]) * 100 for i in range(4)], "caption": ["c"] * 4})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    index = build_index([f"s3://{tmp_path}/a.parquet"], None, (), "d")
+    whole, broken = pq.ParquetFile.read_row_group, []
+
+    def breaking(self, number, *args, **options):
+        if number not in broken:
+            broken.append(number)
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject: curlCode: 56")
+        return whole(self, number, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", breaking)
+    assert [row["image"] for row in rows_of(index)] == [bytes([i]) * 100 for i in range(4)]
+    broken.clear()
+    slow_down["left"] = 100
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read after 4 attempts \(AWS Error SLOW_DOWN"):
+        rows_of(index)
+    slow_down["left"] = 0
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:12] = bytes(byte ^ 0xFF for byte in content[4:12])
+    (tmp_path / "a.parquet").write_bytes(content)
+    assert [row["image"] for row in rows_of(index)] == ["row_group_unreadable"] * 2 + [bytes([i]) * 100 for i in (2, 3)]
