@@ -55,11 +55,12 @@ def leg(folder: Path, overrides: list[str], rank: int, world: int, number: int) 
     if log is not None:
         log.event("leg", step=state.step, world_size=world, batch=run.batch.global_)
     lanes = pipeline.worker_lanes(order.lanes, world, rank)
-    stream = Prefetched(pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows), 2)
+    packed = pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows)
     checkpoints = folder / "checkpoints"
     saver = Saver(checkpoints, run, losses.model, step.optimizer, folder / "prepared") if rank == 0 else None
-    Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, saver, lambda saved: None, known)(stream)
-    stream.close()
+    loop = Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, saver, lambda saved: None, known)
+    with Prefetched(packed, 2) as stream:
+        loop(stream)
     if rank == 0:
         (folder / DONE).touch()
 
