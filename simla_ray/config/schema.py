@@ -91,7 +91,9 @@ class World(Section):
 
 class Data(Section):
     train: list[str] = identity(
-        ["world:train"], "URIs of the training sets: files, globs, folders, or world:train", min_length=1
+        ["world:train"],
+        "URIs of the training sets: files, globs, folders, tar:URI and the like where no ending tells, world:train",
+        min_length=1,
     )
     weights: list[Annotated[float, Field(gt=0)]] | None = identity(
         None, "how often an epoch passes the rows of each URI of data.train: 2 twice, 0.5 half of them; null: once"

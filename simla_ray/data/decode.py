@@ -51,6 +51,7 @@ class DropRow(Exception):
     | caption_outside_roots | the file of the captions is a link that leads out of its folder |
     | keywords_unreadable, phrases_unreadable, boxes_unreadable, box_labels_unreadable | not what ``data.schema`` says |
     | tar_truncated | the tar breaks off inside the row |
+    | row_group_unreadable | its row group of a Parquet file is damaged |
     """
 
     def __init__(self, reason: str):

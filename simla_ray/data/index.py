@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from simla_ray.data.sources import Unit, list_files, units_of
+from simla_ray.data.sources import Unit, list_files, names_of, units_of
 from simla_ray.data.sources.files import pure, size
 from simla_ray.errors import UserError
 
@@ -58,9 +58,23 @@ def build_index(
         UserError: missing files, missing columns, or no row at all; names the key.
     """
     split_key = split_key or f"{key}_split"
-    found = [[u for file in list_files([uri], key) for u in units_of(file, split, split_key)] for uri in uris]
+    files = [list_files(uri, key) for uri in uris]
+    names = names_of(list(dict.fromkeys(file for of_uri in files for file in of_uri)))
+    found = [[u for file in of_uri for u in units_of(file, names[file], split, split_key)] for of_uri in files]
     units = [u for of_uri in found for u in of_uri]
     if not units:
         kept = f" with split {split}" if split is not None else ""
         raise UserError(f"{key}: {', '.join(uris)} holds no row{kept}")
     return Index(tuple(units), tuple(str(r.absolute()) for r in roots), tuple(len(of_uri) for of_uri in found))
+
+
+def repeats(values: np.ndarray) -> np.ndarray:
+    """Ascending positions of what stands earlier, too: of uids by ordinal, or hashes of them, the rows that repeat one.
+
+    Args:
+        values: (n,) of anything that can be sorted.
+    """
+    _, first = np.unique(values, return_index=True)
+    again = np.ones(len(values), bool)
+    again[first] = False
+    return np.flatnonzero(again)

@@ -1,46 +1,35 @@
 """The one place that builds Ray datasets: the training stream, and the jobs that prepare vocabulary and codes.
 
 The training stream reads windows of the order (``order.py``) and yields finished samples in that order. Each worker has
-a stream over its own lanes, so no split can drop or reorder rows.
+a stream over its own lanes, so no split can drop or reorder rows. What the tasks do is in ``map_functions.py``.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import itertools
 import logging
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
-from PIL import Image
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from simla_ray.config.schema import Run
-from simla_ray.data.augment import evaluation_view, to_array
-from simla_ray.data.blocks import Block, block_table, rows_table, table_block, table_rows
-from simla_ray.data.codes import Featurise, pixel_patches
+from simla_ray.data.blocks import Block, table_block
+from simla_ray.data.codes import Featurise
 from simla_ray.data.cursor import Cursor
-from simla_ray.data.decode import DropRow, decode
-from simla_ray.data.draws import stable_hash
-from simla_ray.data.index import Index
+from simla_ray.data.index import Index, repeats
+from simla_ray.data.map_functions import BLOCK_ROWS, NONE, BlockMaker, CaptionReader, PatchReader, WindowReader
 from simla_ray.data.order import Order, Share, Window
-from simla_ray.data.sample import Sample, SampleMaker, code_image_px, stacked
-from simla_ray.data.schema import TRAINING
-from simla_ray.data.sources import read_pieces, read_rows, read_words
-from simla_ray.data.text import Vocabulary, clean
+from simla_ray.data.sample import code_image_px
+from simla_ray.data.sources import read_pieces
+from simla_ray.data.text import Vocabulary
 
-#: Rows of a lane before the next lane's turn, and samples that are made at once: few, so that no batch waits long.
-BLOCK_ROWS = 128
 #: Such blocks that one task makes: enough that a short wait for the next task does not count.
 TASK_BLOCKS = 2
 MAX_BLOCKS = 2000
@@ -51,9 +40,6 @@ WAITING_BLOCKS = 2
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
-#: In place of the hash of a uid.
-NO_UID = -1
-NONE = np.empty(0, dtype=np.int64)
 PAUSE_S = 0.05
 
 #: Map function: columns of a batch in, blocks of columns out.
@@ -146,7 +132,7 @@ def training_stream(
 
     Args:
         tasks: CPUs that make samples.
-        repeated: as ``WindowReader``.
+        repeated: as ``WindowReader`` takes them.
     """
     order = order_of(run, index)
     # Rows may be dropped up to max_drop_fraction; one more window covers what rounding leaves.
@@ -207,105 +193,6 @@ def rounds_of(windows: Iterable[Window], size: int) -> list[list[Window]]:
     return [list(group) for _, group in itertools.groupby(sorted(windows, key=place), place)]
 
 
-class WindowReader:
-    """Map function: rounds of windows in, encoded rows in the order of training out.
-
-    The lanes of a round take turns, ``BLOCK_ROWS`` rows each: a worker with several lanes never waits for one of them
-    while the rows of another pile up.
-
-    Args:
-        repeated: (n,) sorted ordinals of rows whose uid an earlier row has; they are dropped.
-    """
-
-    def __init__(self, index: Index, order: Order, repeated: np.ndarray = NONE):
-        self.index, self.order, self.repeated = index, order, repeated
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for windows in batch.column("windows").to_pylist():
-            yield from self.read([Window(*window) for window in windows])
-
-    def read(self, windows: Iterable[Window]) -> Iterator[pa.Table]:
-        """The rows of a round, see ``blocks.rows_table``."""
-        lanes: dict[int, list[dict[str, Any]]] = {}
-        for window in windows:
-            lanes.setdefault(window.lane, []).extend(self._rows(window))
-        for i in range(0, max(len(rows) for rows in lanes.values()), BLOCK_ROWS):
-            for rows in lanes.values():
-                if i < len(rows):
-                    yield rows_table(rows[i : i + BLOCK_ROWS])
-
-    def _rows(self, window: Window) -> list[dict[str, Any]]:
-        times, ordinals = np.divmod(self.order.ordinals(window), len(self.index))
-        repeated = np.isin(ordinals, self.repeated)
-        rows: list[dict[str, Any]] = [{}] * len(ordinals)
-        for unit, places, where in self.index.locate(ordinals):
-            for i, row in zip(where.tolist(), read_rows(unit, places, TRAINING, self.index.roots), strict=True):
-                rows[i] = {
-                    "lane": window.lane,
-                    "epoch": window.epoch,
-                    "offset": window.start + i,
-                    "time": int(times[i]),
-                    "uid": row["uid"],
-                    "image_id": row["image_id"],
-                    "captions": row["captions"],
-                    **_image(row["image"] if not repeated[i] else "uid_duplicate"),
-                }
-        return rows
-
-
-def _image(image: Any) -> dict[str, Any]:
-    if isinstance(image, Path):
-        return {"path": str(image)}
-    if isinstance(image, str):
-        return {"reason": image}
-    return {"image": image}
-
-
-class BlockMaker:
-    """Map function: encoded rows in, blocks of samples out, see ``training_stream``."""
-
-    def __init__(self, run: Run, vocabulary: Vocabulary):
-        # Every task gets a map function of its own; opening a large vocabulary for each would cost more than the rows.
-        self.pickled = pickle.dumps((run, vocabulary))
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        make = _maker_of(self.pickled)
-        for i in range(len(batch)):
-            yield self._block(table_rows(batch.slice(i, 1)), make)
-
-    def _block(self, rows: list[dict[str, Any]], make: SampleMaker) -> pa.Table:
-        samples: list[Sample | None] = []
-        reasons: list[str] = []
-        for row in rows:
-            path, image = row["path"], row["image"]
-            row["image"] = row["reason"] or (Path(path) if path is not None else image)
-            try:
-                samples.append(make(row, row["epoch"], row["time"]))
-                reasons.append("")
-            except DropRow as drop:
-                samples.append(None)
-                reasons.append(drop.reason)
-        shape_of = next((s for s in samples if s is not None), None) or _blank(make)
-        blank = {name: np.zeros_like(values) for name, values in shape_of.items()}
-        block = stacked([s or blank for s in samples])
-        block |= {name: np.array([row[name] for row in rows]) for name in ("lane", "epoch", "offset")}
-        block |= {"uid": np.array([row["uid"] for row in rows]), "drop": np.array(reasons)}
-        return block_table(block)
-
-
-@functools.lru_cache(maxsize=1)
-def _maker_of(pickled: bytes) -> SampleMaker:
-    run, vocabulary = pickle.loads(pickled)
-    return SampleMaker(run, vocabulary, training=True)
-
-
-def _blank(make: SampleMaker) -> Sample:
-    """A sample of the right shapes, for a block in which every row is dropped."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(buffer, "PNG")
-    return make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
-
-
 def job(items: Sequence[Mapping[str, Any]], work: Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
     """Run ``work`` over items, each a batch of one in a task of its own; its blocks as they come, in the items' order.
 
@@ -333,32 +220,10 @@ class CaptionPass:
     def __iter__(self) -> Iterator[str]:
         hashes = []
         items = [{"unit": i} for i in range(len(self.index.units))]
-        for block in job(items, _Captions(self.index, self.max_words), self.cpus):
+        for block in job(items, CaptionReader(self.index, self.max_words), self.cpus):
             hashes.append(block["uid"][block["first"]])
             yield from (str(c) for c in block["caption"] if c)
-        self.repeated = _repeated(np.concatenate(hashes))
-
-
-class _Captions:
-    def __init__(self, index: Index, max_words: int):
-        self.index, self.max_words = index, max_words
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for number in batch["unit"].tolist():
-            found: list[tuple[str, int, bool]] = []
-            for uid, captions in read_words(self.index.units[number], self.index.roots):
-                cleaned = [clean(c, self.max_words) for c in captions]
-                own = stable_hash(uid) if uid is not None else NO_UID
-                found += [(c, own, i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
-            caption, uids, first = zip(*found, strict=True)
-            yield {"caption": np.array(caption), "uid": np.array(uids), "first": np.array(first)}
-
-
-def _repeated(hashes: np.ndarray) -> np.ndarray:
-    """Sorted places of the values that stood before; rows without a uid of their own do not count."""
-    order = np.argsort(hashes, kind="stable")
-    same = (hashes[order][1:] == hashes[order][:-1]) & (hashes[order][1:] != NO_UID)
-    return np.sort(order[1:][same])
+        self.repeated = repeats(np.concatenate(hashes))
 
 
 def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: int) -> np.ndarray:
@@ -371,30 +236,8 @@ def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: in
     n = min(run.codes.fit_images, len(index))
     ordinals = np.sort(rng.choice(len(index), n, replace=False))
     chunks = [{"first": i, "last": min(i + 256, n)} for i in range(0, n, 256)]
-    blocks = job(chunks, _Patches(run, index, ordinals, featurise), cpus)
+    blocks = job(chunks, PatchReader(run, index, ordinals, featurise), cpus)
     return np.concatenate([b["features"] for b in blocks if len(b["features"])])
-
-
-class _Patches:
-    def __init__(self, run: Run, index: Index, ordinals: np.ndarray, featurise: Featurise | None):
-        self.run, self.index, self.ordinals, self.featurise = run, index, ordinals, featurise
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        px = self.run.vision.image_px
-        for first, last in zip(batch["first"].tolist(), batch["last"].tolist(), strict=True):
-            images = []
-            for unit, places, _ in self.index.locate(self.ordinals[first:last]):
-                for row in read_rows(unit, places, ("uid", "image"), self.index.roots):
-                    try:
-                        images.append(to_array(evaluation_view(decode(row["image"], self.run.data.max_pixels), px)))
-                    except DropRow:
-                        continue  # counted where it is trained on
-            if not images:
-                continue
-            stacked = np.stack(images)
-            featurise = self.featurise or (lambda x: pixel_patches(x, self.run.vision.patch_px))
-            features = featurise(stacked)
-            yield {"features": features.reshape(-1, features.shape[-1])}
 
 
 def iterate_rows(index: Index, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[dict[str, Any]]:

@@ -11,12 +11,14 @@ T = TypeVar("T")
 
 #: Between two looks whether anybody still wants the next item.
 PATIENCE_S = 0.5
+#: How long ``close`` waits for the thread, which ends with the process at the latest.
+CLOSE_S = 30.0
 
 
 class Prefetched(Generic[T]):
     """Takes items from an iterator in a thread, at most ``depth`` ahead; gives them, and its exception, in order.
 
-    The thread ends with the iterator, or when ``close`` is called.
+    The thread ends with the iterator, or when ``close`` is called; ``with`` calls it, whatever is raised inside.
     """
 
     def __init__(self, items: Iterator[T], depth: int):
@@ -36,10 +38,20 @@ class Prefetched(Generic[T]):
             raise error
         return item  # type: ignore[return-value]
 
+    def __enter__(self) -> Prefetched[T]:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """No more items are taken."""
+        """No more items are taken; may be called again.
+
+        The item that is being made is waited for, but not for ever: an iterator that hangs must not keep the exception
+        that ended the loop from being told.
+        """
         self.closed.set()
-        self.thread.join()
+        self.thread.join(CLOSE_S)
 
     def _take(self) -> None:
         try:

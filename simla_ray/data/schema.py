@@ -64,13 +64,17 @@ def _names(present: Iterable[str]) -> dict[str, str]:
     return found
 
 
+class StandIn(str):
+    """The uid of a row that brings none: it tells the rows of one set apart, and says nothing of another set's."""
+
+
 def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     """A row under our names: captions a list of text, phrases with text, uid and image_id always there.
 
     A column that is not what it should be costs the row: its image becomes the reason, and the column is empty.
     """
     row = dict(row)
-    row["uid"] = _name(row.get("uid")) or utf8(uid)
+    row["uid"] = _name(row.get("uid")) or StandIn(utf8(uid))
     row["image_id"] = _name(row.get("image_id")) or row["uid"]
     if isinstance(row.get("image"), Mapping):  # Hugging Face's image feature; its path is somebody else's
         row["image"] = row["image"].get("bytes")

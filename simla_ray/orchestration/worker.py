@@ -131,11 +131,9 @@ def _train(config: dict[str, Any], folder: Path, comm: Comm) -> None:
                 notice,
                 watchdog,
             )
-            stream = Prefetched(_stream(run, prepared, state.cursor, total - state.step, comm, device), PREFETCHED)
-            try:
+            steps = total - state.step
+            with Prefetched(_stream(run, prepared, state.cursor, steps, comm, device), PREFETCHED) as stream:
                 loop(stream)
-            finally:
-                stream.close()
     _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
     if log is not None:
         log.event("end", step=state.step)

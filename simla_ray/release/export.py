@@ -25,6 +25,7 @@ from torch import Tensor
 from simla_ray.config.enums import Fusion
 from simla_ray.config.load import load_run, to_dict, to_yaml
 from simla_ray.config.schema import Run
+from simla_ray.data.sources.files import named
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import save_tensors
@@ -158,7 +159,12 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(v) for key, v in value.items()}
     if isinstance(value, list):
         return [_without_paths(v) for v in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    if not isinstance(value, str):
+        return value
+    format, path = named(value)
+    if not Path(path).is_absolute():
+        return value
+    return Path(path).name if format is None else f"{format}:{Path(path).name}"
 
 
 def _sha256(file: Path) -> str:

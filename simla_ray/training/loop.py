@@ -25,7 +25,7 @@ from simla_ray.training.step import Step, StepOutput
 #: Reason in dropped.jsonl of samples whose step had no finite gradient.
 NON_FINITE = "non_finite"
 #: Seconds between two looks for a notice, as far as steps allow.
-LOOK_S = 10.0
+LOOK_S = 5.0
 
 
 class RollBack(Exception):

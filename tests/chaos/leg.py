@@ -11,6 +11,7 @@ from simla_ray.data import pipeline
 from simla_ray.data.blocks import table_block
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, build_index
+from simla_ray.data.map_functions import BlockMaker, WindowReader
 from simla_ray.data.packing import pack
 from simla_ray.data.prefetch import Prefetched
 from simla_ray.data.text import Vocabulary
@@ -54,11 +55,12 @@ def leg(folder: Path, overrides: list[str], rank: int, world: int, number: int) 
     if log is not None:
         log.event("leg", step=state.step, world_size=world, batch=run.batch.global_)
     lanes = pipeline.worker_lanes(order.lanes, world, rank)
-    stream = Prefetched(pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows), 2)
+    packed = pack(_blocks(run, index, vocabulary, lanes, state.cursor), lanes, run, order.rows)
     checkpoints = folder / "checkpoints"
     saver = Saver(checkpoints, run, losses.model, step.optimizer, folder / "prepared") if rank == 0 else None
-    Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, saver, lambda saved: None, known)(stream)
-    stream.close()
+    loop = Loop(run, step, state, order, comm, log, lambda: {run.eval.best: 0.0}, saver, lambda saved: None, known)
+    with Prefetched(packed, 2) as stream:
+        loop(stream)
     if rank == 0:
         (folder / DONE).touch()
 
@@ -66,7 +68,7 @@ def leg(folder: Path, overrides: list[str], rank: int, world: int, number: int) 
 def _blocks(run: Run, index: Index, vocabulary: Vocabulary, lanes: list[int], cursor: Cursor):
     """Both stages of the training stream, one after the other."""
     order = pipeline.order_of(run, index)
-    read, make = pipeline.WindowReader(index, order), pipeline.BlockMaker(run, vocabulary)
+    read, make = WindowReader(index, order), BlockMaker(run, vocabulary)
     streams = [order.windows(lane, cursor.positions[lane], cursor.deals) for lane in lanes]
     windows = [next(stream) for stream in streams for _ in range(1000)]
     for together in pipeline.rounds_of(windows, order.window):

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from simla_ray.jsonl import read_lines
-from tests.chaos.test_group import EPOCHS, KILLS, Group, overrides, write_rows
+from tests.chaos.machines import cluster
+from tests.chaos.test_group import EPOCHS, Group, overrides, write_rows
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(3600)]
 
@@ -22,42 +23,67 @@ class Run(Group):
     """A run of ``experiments/pretrain.py`` in a Ray that outlives it."""
 
     def __init__(self, storage: Path, name: str, overrides: list[str], address: str):
-        self.folder, self.legs = storage / name, 0
+        self.folder, self.kills = storage / name, 0
         self.overrides = [*overrides, f"name={name}", f"storage={storage}", "ray.device=cpu", "eval.pairs=64"]
         self.environment = os.environ | {"RAY_ADDRESS": address}
 
-    def command(self, world: int, *overrides: str) -> list[str]:
-        sizes = (f"ray.workers={world}", f"data.decode_cpus={world}")
-        return [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *self.overrides, *sizes, *overrides]
+    def command(self, *overrides: str) -> list[str]:
+        return [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *self.overrides, *overrides]
 
-    def until_killed(self, world: int, steps: int, *overrides: str) -> None:
-        """Kill the driver with all its group, or one of the workers, after so many more steps."""
-        goal = self.steps() + steps
-        driver = subprocess.Popen(
-            self.command(world, *overrides), env=self.environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True,
+    def begin(self, world: int, *overrides: str) -> subprocess.Popen:
+        """The driver of a leg, with processes of its own group."""
+        sizes = (f"ray.workers={world}", f"data.decode_cpus={world}")
+        self.output = self.folder.with_suffix(".out").open("a")
+        return subprocess.Popen(
+            self.command(*sizes, *overrides), env=self.environment, stdout=self.output, stderr=subprocess.STDOUT,
+            start_new_session=True,
         )  # fmt: skip
-        deadline = time.monotonic() + 300
-        while self.steps() < goal and driver.poll() is None:
-            assert time.monotonic() < deadline, "no progress"
+
+    def reach(self, driver: subprocess.Popen, goal: int, limit_s: float = 180) -> None:
+        """Wait until that step is logged."""
+        self.until(driver, lambda: self.steps() >= goal, limit_s)
+
+    def until(self, driver: subprocess.Popen, condition, limit_s: float = 180) -> None:
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            said = self.folder.with_suffix(".out")
+            assert driver.poll() is None, f"the run has ended: {said.read_text()[-2000:]}"
+            assert time.monotonic() < deadline, f"no progress: {said.read_text()[-2000:]}"
             time.sleep(0.02)
-        assert driver.poll() is None, "the run ended before it could be killed"
-        workers = workers_of_ray()
-        if self.legs % 2 and workers:
-            os.kill(random.choice(workers), signal.SIGKILL)
-            assert driver.wait(120) != 0
-        else:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-        self.legs += 1
-        gone = time.monotonic() + 60
-        while workers_of_ray() and time.monotonic() < gone:  # the cluster ends what is left of the leg
-            time.sleep(0.1)
+
+    def kill_worker(self, driver: subprocess.Popen, sign: int = signal.SIGKILL) -> int:
+        """One of the workers; Ray starts the group again."""
+        legs = self.legs()
+        pid = random.choice(workers_of_ray())
+        os.kill(pid, sign)
+        self.kills += 1
+        self.until(driver, lambda: self.legs() > legs)
+        return pid
+
+    def until_killed(self, world: int, steps: int, *overrides: str, workers: int = 0) -> None:
+        """Kill so many workers, one after the other, and at last the driver with all its group."""
+        driver = self.begin(world, *overrides)
+        for _ in range(workers):
+            self.reach(driver, self.steps() + steps)
+            self.kill_worker(driver)
+        self.reach(driver, self.steps() + steps)
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+        self.kills += 1
+
+    def finish(self, driver: subprocess.Popen, limit_s: float = 300) -> None:
+        code = driver.wait(limit_s)
+        assert code == 0, self.folder.with_suffix(".out").read_text()[-2000:]
+        assert (self.folder / "summary.json").exists()
 
     def to_the_end(self, world: int, *overrides: str) -> None:
-        done = subprocess.run(self.command(world, *overrides), env=self.environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert (self.folder / "summary.json").exists()
+        self.finish(self.begin(world, *overrides))
+
+    def events(self, *kinds: str) -> list[dict]:
+        return [e for e in read_lines(self.folder / "events.jsonl") if e["event"] in kinds]
+
+    def legs(self) -> int:
+        return len(self.events("start", "resume"))
 
 
 def workers_of_ray() -> list[int]:
@@ -81,33 +107,39 @@ def data(tmp_path_factory):
     }
 
 
-def test_exactly_once_with_ten_kills_and_one_two_one_workers(ray_session, data, tmp_path):
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with cluster(tmp_path_factory.mktemp("cluster"), 6) as started:
+        yield started.address
+
+
+def test_exactly_once_with_ten_kills_and_one_two_one_workers(address, data, tmp_path):
     folder, uids = data
-    address = ray_session.get_runtime_context().gcs_address
     killed = Run(tmp_path, "killed", overrides(folder / "a.parquet"), address)
     draw = random.Random(7)
-    for i in range(KILLS):
-        killed.until_killed((1, 2, 1, 2, 2, 1, 1, 2, 2, 1)[i], draw.randint(2, 22))
+    for world, workers in ((1, 1), (2, 1), (1, 0), (2, 1), (2, 1), (1, 0)):
+        killed.until_killed(world, draw.randint(2, 22), workers=workers)
     killed.to_the_end(1)
+    assert killed.kills == 10
     times, drops = killed.times(), killed.drops()
     for epoch in range(EPOCHS):
         assert set(times[epoch]) == uids["a"]
         assert set(times[epoch].values()) == {1}
         assert set(drops[epoch].values()) == {1}
         assert len(drops[epoch]) == 125
-    assert sum(e["event"] in ("start", "resume") for e in read_lines(killed.folder / "events.jsonl")) == KILLS + 1
+    assert killed.legs() == killed.kills + 1
     calm = Run(tmp_path, "calm", overrides(folder / "a.parquet"), address)
     calm.to_the_end(1)
     for step, (ours, theirs) in enumerate(zip(killed.losses(), calm.losses(), strict=True)):
         assert ours == pytest.approx(theirs, rel=1e-5 if step < 50 else 1e-2), step
 
 
-def test_exactly_once_in_a_mixture_while_the_batch_size_changes(ray_session, data, tmp_path):
+def test_exactly_once_in_a_mixture_while_the_batch_size_changes(address, data, tmp_path):
     folder, uids = data
     mixed = [*overrides(folder / "a.parquet", folder / "b.parquet"), "data.weights=[0.5, 1.5]"]
-    killed = Run(tmp_path, "mixed", mixed, ray_session.get_runtime_context().gcs_address)
+    killed = Run(tmp_path, "mixed", mixed, address)
     draw = random.Random(8)
-    for batch, world in ((64, 1), (128, 2), (96, 1), (64, 2), (32, 1)):
+    for batch, world in ((64, 1), (128, 2), (96, 2), (32, 1)):
         killed.until_killed(world, draw.randint(3, 22), f"batch.global={batch}")
     killed.to_the_end(2, "batch.global=64", "batch.micro=16")
     times, drops = killed.times(), killed.drops()

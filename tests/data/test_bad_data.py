@@ -14,10 +14,16 @@ import pytest
 from PIL import Image
 
 from simla_ray.config.load import load_run
+from simla_ray.data.blocks import table_block
 from simla_ray.data.decode import DropRow, EncodedImage, decode
 from simla_ray.data.index import build_index
+from simla_ray.data.map_functions import BlockMaker, WindowReader
+from simla_ray.data.order import Position
+from simla_ray.data.packing import pack
+from simla_ray.data.pipeline import order_of
 from simla_ray.data.sample import SampleMaker
-from simla_ray.data.sources import read_rows
+from simla_ray.data.schema import TRAINING
+from simla_ray.data.sources import parquet, read_column, read_pieces, read_rows, read_words
 from simla_ray.data.text import clean
 from simla_ray.errors import UserError
 
@@ -196,17 +202,105 @@ def test_a_column_of_another_type_is_one_error(columns, message, tmp_path):
         read(tmp_path / "a.parquet")
 
 
-def test_parquet_of_views_is_read_and_a_damaged_row_group_is_one_error(tmp_path):
+def test_parquet_of_views_is_read(tmp_path):
     captions = pa.array(["a", None, "für"], pa.string_view())
     pq.write_table(pa.table({"image": [JPEG] * 3, "captions": captions}), tmp_path / "a.parquet")
     index = build_index([str(tmp_path / "a.parquet")], None, (), "data.train")
     rows = read_rows(index.units[0], np.array([2, 1]), None, ())
     assert [row["captions"] for row in rows] == [["für"], []]
 
-    content = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "b.parquet").write_bytes(content[:4] + content[600:1200] + content[604:])
-    with pytest.raises(UserError, match=r"b\.parquet: "):
-        read(tmp_path / "b.parquet")
+
+def flipped(path, group, column, at=0, n=16):
+    """The file with bytes of one column of a row group flipped, from a part of its pages on."""
+    metadata = pq.ParquetFile(path).metadata.row_group(group)
+    (chunk,) = (c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema.startswith(column))
+    start = (chunk.dictionary_page_offset or chunk.data_page_offset) + int(at * chunk.total_compressed_size)
+    content = bytearray(path.read_bytes())
+    content[start : start + n] = bytes(byte ^ 0xFF for byte in content[start : start + n])
+    path.write_bytes(content)
+
+
+LOST = "row_group_unreadable"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Four row groups of five rows."""
+    table = {"uid": [f"u{i:02d}" for i in range(20)], "image": [JPEG] * 20, "caption": ["a red ring"] * 20}
+    pq.write_table(pa.table(table | {"license": ["CC0"] * 20}), tmp_path / "a.parquet", row_group_size=5)
+    return tmp_path / "a.parquet"
+
+
+@pytest.mark.parametrize("column", ["image", "caption", "uid", "license"])
+def test_a_damaged_row_group_costs_its_rows_and_names_them(column, pairs, vocabulary):
+    flipped(pairs, 2, column)
+    found = reasons(read(pairs), vocabulary)
+    folder = pairs.parent.name
+    names = [f"{folder}/a:{i}" if column == "uid" else f"u{i}" for i in range(10, 15)]
+    assert list(found)[10:15] == names and len(found) == 20
+    assert {uid for uid, reason in found.items() if reason} == set(names)
+    assert {found[name] for name in names} == {LOST}
+    index = build_index([str(pairs)], None, (), "data.train")
+    training = read_rows(index.units[2], np.array([3, 1]), TRAINING, ())
+    assert [row["image"] == LOST for row in training] == [column != "license"] * 2
+    assert [row["uid"] for row in training] == [names[3], names[1]]
+    assert [uid for uid, _ in read_words(index.units[2], ())] == names
+    assert read_column(index.units[2], "license") == ([] if column == "license" else ["CC0"] * 5)
+
+
+def test_a_row_group_read_in_pieces_keeps_what_is_before_the_damage(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    image = [rng.integers(0, 256, 3000, dtype=np.uint8).tobytes() for _ in range(20)]
+    table = pa.table({"image": image, "caption": ["a red ring"] * 20})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20, data_page_size=5000, write_batch_size=1,
+                   use_dictionary=False)  # fmt: skip
+    flipped(tmp_path / "a.parquet", 0, "image", at=0.5, n=8000)
+    monkeypatch.setattr(parquet, "PIECE_ROWS", 4)
+    index = build_index([str(tmp_path / "a.parquet")], None, (), "data.train")
+    pieces = list(read_pieces(index.units[0], np.arange(1, 20), None, ()))
+    assert [int(place) for places, _ in pieces for place in places] == list(range(1, 20))
+    found = [row for _, rows in pieces for row in rows]
+    kept = sum(row["image"] != LOST for row in found)
+    assert 4 <= kept < 12 and [row["image"] for row in found] == image[1 : kept + 1] + [LOST] * (19 - kept)
+    assert {row["image"] for row in read(tmp_path / "a.parquet")} == {LOST}
+
+
+def test_a_count_that_the_footer_does_not_tell_is_damage(pairs, monkeypatch):
+    index = build_index([str(pairs)], None, (), "data.train")
+    whole = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *args, **options: whole(*args, **options)[:-1])
+    assert [row["image"] for row in read_rows(index.units[1], np.arange(5), None, ())] == [LOST] * 5
+
+
+def test_damage_stops_a_run_only_past_the_allowed_fraction(pairs, vocabulary):
+    run = load_run(overrides=["batch.micro=2", "batch.global=4", "data.max_drop_fraction=0.25"])
+    index = build_index([str(pairs)], None, (), "data.train")
+
+    order = order_of(run, index)
+
+    def epoch():
+        windows = [next(order.windows(lane, Position(), {})) for lane in (0, 1)]
+        for encoded in WindowReader(index, order).read(windows):
+            yield from map(table_block, BlockMaker(run, vocabulary)(encoded))
+
+    flipped(pairs, 1, "image")
+    rows = [row for block in epoch() for row in zip(block["uid"], block["drop"], strict=True)]
+    assert sorted(rows) == [(f"u{i:02d}", LOST if 5 <= i < 10 else "") for i in range(20)]
+    packs = list(pack(epoch(), [0, 1], run, len(index)))
+    assert {drop.reason for packed in packs for drop in packed.dropped} == {LOST}
+    flipped(pairs, 2, "caption")
+    with pytest.raises(UserError, match=r"max_drop_fraction: 6 of 20 .*row_group_unreadable 6; first u"):
+        list(pack(epoch(), [0, 1], run, len(index)))
+
+
+def test_where_the_split_column_is_damaged_nobody_knows_the_split(tmp_path):
+    table = {"image": [JPEG] * 10, "caption": ["a"] * 10, "split": ["train", "val"] * 5}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet", row_group_size=5)
+    flipped(tmp_path / "a.parquet", 1, "split")
+    with pytest.raises(
+        UserError, match=r"data\.train_split: the split column of .*a\.parquet is damaged in row group 1"
+    ):
+        build_index([str(tmp_path / "a.parquet")], "train", (), "data.train")
 
 
 def shard(path, change=None, pax=None):

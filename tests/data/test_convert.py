@@ -150,6 +150,20 @@ def test_dropped_rows_are_counted_and_named(ray_session, mixed, tmp_path, capsys
 
 
 @pytest.mark.ray
+def test_no_row_of_shards_of_one_name_is_taken_for_a_repeat(ray_session, tmp_path):
+    for folder in ("left", "right"):
+        (tmp_path / folder).mkdir()
+        with webdataset.TarWriter(str(tmp_path / folder / "0000.tar")) as sink:
+            for i, row in enumerate(make_rows(3)):
+                sink.write({"__key__": str(i), "jpg": row["image"], "txt": "a caption"})
+    uris = [str(tmp_path / folder / "0000.tar") for folder in ("left", "right")]
+    assert main([*uris, "--to", str(tmp_path / "out"), "--tasks", "2"]) == 0
+    assert manifest(tmp_path / "out")["dropped"] == {}
+    expected = [f"{folder}/0000.tar/{i}" for folder in ("left", "right") for i in range(3)]
+    assert [row["uid"] for row in read(tmp_path / "out")] == expected
+
+
+@pytest.mark.ray
 def test_resize_reencodes_only_what_is_too_large(ray_session, tmp_path):
     rows = make_rows(2, size=(40, 30)) + make_rows(1, 2, (100, 50)) + make_rows(1, 3)
     rows[3]["image"] = picture(3, (50, 100), "PNG")
@@ -222,6 +236,7 @@ def test_check_names_rows_and_pictures_in_both_sets(ray_session, mixed, tmp_path
         decoded.save(buffer, "PNG")
     rows[1]["image"] = buffer.getvalue()
     rows[2]["image"] = picture(5, (80, 60))  # u005 at another size
+    rows[0]["uid"] = "u009"
     rows[0]["captions"] = ["<script>alert(1)</script> & <b>bold</b>"]
     val, page = write_parquet(tmp_path, rows, "val.parquet"), tmp_path / "page.html"
     limit = ["--tasks", "2", "--max-pixels", str(MAX_PIXELS), "--page", str(page)]
@@ -234,12 +249,47 @@ def test_check_names_rows_and_pictures_in_both_sets(ray_session, mixed, tmp_path
     both = next(line for line in printed.splitlines() if line.startswith("picture_in_both"))
     assert "u004 (rows.parquet 4) = u101 (val.parquet 1)" in both and both.split()[3] == "1"
     assert "u005 (rows.parquet 5) = u102 (val.parquet 2)" in printed
+    uids = next(line for line in printed.splitlines() if line.startswith("(uid in both)"))
+    assert "u009 (rows.parquet 9) = u009 (val.parquet 0)" in uids and uids.split()[5] == "1"
     text = page.read_text()
+    assert "with the uid of one of the training set: 1." in text
     assert "<script" not in text and "<b>bold" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;bold" in text
     assert "http" not in text.replace("http-equiv", "")
     assert main(["--check", str(val), *limit]) == 0
     assert "no finding" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_check_compares_no_uids_that_are_made_up(ray_session, tmp_path, capsys):
+    """Shards of training and validation often have one name and keys from zero on."""
+    for first, folder in enumerate(("train", "val")):
+        (tmp_path / folder).mkdir()
+        with webdataset.TarWriter(str(tmp_path / folder / "0000.tar")) as sink:
+            for i, row in enumerate(make_rows(3, 3 * first)):
+                sink.write({"__key__": str(i), "jpg": row["image"], "txt": "a caption"})
+    page = ["--tasks", "2", "--page", str(tmp_path / "page.html")]
+    assert main(["--check", str(tmp_path / "train"), "--val", str(tmp_path / "val"), *page]) == 0
+    assert "uid in both" not in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_damaged_row_group_is_named_row_by_row(ray_session, tmp_path, capsys):
+    (tmp_path / "source").mkdir()
+    source = write_parquet(tmp_path / "source", make_rows(9), group=3)
+    content = bytearray(source.read_bytes())
+    column = pq.ParquetFile(source).metadata.row_group(1).column(1)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 16] = bytes(byte ^ 0xFF for byte in content[start : start + 16])
+    source.write_bytes(content)
+    assert convert(source, tmp_path / "out") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    assert [(line["uid"], line["reason"], line["row"]) for line in lines] == [
+        (f"u00{i}", "row_group_unreadable", i) for i in (3, 4, 5)
+    ]
+    assert [row["uid"] for row in read(tmp_path / "out")] == [f"u00{i}" for i in (0, 1, 2, 6, 7, 8)]
+    assert main(["--check", str(source), "--tasks", "2", "--page", str(tmp_path / "page.html")]) == 1
+    assert "u003 (rows.parquet 3)" in capsys.readouterr().out
 
 
 @pytest.mark.ray

@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)]),
 ]
+REASONS = "(image|caption|keywords|phrases|boxes|box_labels|tar|row_group)_[a-z0-9_]+"
 #: An example that takes longer hangs; a busy machine has its share in it.
 DEADLINE = timedelta(seconds=20)
 
@@ -121,7 +122,9 @@ def use(vocabulary):
             try:
                 assert make(row, 0)["image"].shape == (3, 48, 48)
             except DropRow as drop:
-                assert re.fullmatch("(image|caption|keywords|phrases|boxes|box_labels|tar)_[a-z0-9_]+", drop.reason)
+                assert re.fullmatch(
+                    "(image|caption|keywords|phrases|boxes|box_labels|tar|row_group)_[a-z0-9_]+", drop.reason
+                )
 
     return one
 

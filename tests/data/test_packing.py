@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from simla_ray.config.load import load_run
-from simla_ray.data import pipeline, world
+from simla_ray.data import map_functions, world
 from simla_ray.data.blocks import table_block, table_rows
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import build_index
+from simla_ray.data.map_functions import NONE, BlockMaker, WindowReader
 from simla_ray.data.order import Position
 from simla_ray.data.packing import pack
-from simla_ray.data.pipeline import NONE, BlockMaker, WindowReader, order_of, rounds_of, worker_lanes
+from simla_ray.data.pipeline import order_of, rounds_of, worker_lanes
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.sources import parquet
 from simla_ray.errors import UserError
@@ -112,7 +113,7 @@ def test_a_row_with_the_uid_of_an_earlier_one_is_dropped(world_index, vocabulary
 
 def test_lanes_of_a_worker_take_turns(world_index, vocabulary, monkeypatch):
     """No lane's rows pile up while another waits; also where drops have moved the lanes apart."""
-    monkeypatch.setattr(pipeline, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(map_functions, "BLOCK_ROWS", 4)
     order = order_of(RUN, world_index)
     for starts in ((0, 0), (22, 26), (0, 24)):
         windows = [w for lane in (0, 1) for w in _take(order.windows(lane, Position(0, starts[lane]), {}), 4)]

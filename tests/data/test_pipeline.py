@@ -50,7 +50,7 @@ def test_caption_stream_reads_every_caption_in_order(ray_session, world_index, w
 
 @pytest.mark.ray
 def test_caption_pass_finds_uids_that_come_again(ray_session, tmp_path):
-    """In another file too; a row without a uid of its own repeats nobody's."""
+    """In another file too; what stands in for a uid differs between files of one name, and not if a file is twice."""
     for name, rows in (("a", [("x", "one"), ("y", "two"), ("x", "...")]), ("b", [("z", "four"), ("y", "five")])):
         table = {"uid": [uid for uid, _ in rows], "image": [b"png"] * len(rows), "caption": [c for _, c in rows]}
         pq.write_table(pa.table(table), tmp_path / f"{name}.parquet", row_group_size=2)
@@ -62,6 +62,9 @@ def test_caption_pass_finds_uids_that_come_again(ray_session, tmp_path):
     captions = pipeline.CaptionPass(index, 30, 2)
     assert list(captions) == ["one", "two", "four", "five", "six", "six"]
     assert captions.repeated.tolist() == [2, 4]
+    again = pipeline.CaptionPass(build_index([*uris, uris[1]], None, [], "data.train"), 30, 2)
+    assert len(list(again)) == 7
+    assert again.repeated.tolist() == [2, 4, 7]
 
 
 @pytest.mark.ray

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from simla_ray.data import prefetch
 from simla_ray.data.prefetch import Prefetched
 
 
@@ -49,3 +50,27 @@ def test_close_ends_a_thread_whose_items_nobody_takes():
     ahead = Prefetched(iter(range(100)), 1)
     ahead.close()
     assert threading.active_count() == before
+
+
+def test_an_exception_inside_with_ends_the_thread_and_is_raised():
+    with pytest.raises(ValueError, match="in the loop"), Prefetched(itertools.count(), 2) as ahead:
+        assert next(ahead) == 0
+        raise ValueError("in the loop")
+    assert not ahead.thread.is_alive()
+    ahead.close()
+
+
+def test_an_iterator_that_hangs_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(prefetch, "CLOSE_S", 0.1)
+    hanging, began = threading.Event(), time.monotonic()
+
+    def items():
+        yield 0
+        hanging.wait()
+
+    with pytest.raises(ValueError, match="in the loop"), Prefetched(items(), 2) as ahead:
+        next(ahead)
+        raise ValueError("in the loop")
+    assert time.monotonic() - began < 5
+    hanging.set()
+    ahead.thread.join()

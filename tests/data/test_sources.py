@@ -1,6 +1,8 @@
 """Files, indexes and the row: what is read, under which names, and what is refused."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from simla_ray.data.index import build_index
-from simla_ray.data.sources import read_column, read_rows
+from simla_ray.data.sources import DataFile, names_of, read_column, read_rows
+from simla_ray.data.sources.names import told_apart
 from simla_ray.errors import UserError
 
 
@@ -35,6 +38,71 @@ def test_other_names_one_caption_and_missing_uids(tmp_path):
     (row,) = read_rows(index.units[1], np.array([0]), None, ())
     uid = f"{tmp_path.name}/pairs:1"
     assert row == {"uid": uid, "image_id": uid, "image": b"b", "captions": ["two"]}
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["d/pairs.parquet"], ["d/pairs"]),
+        (["d/a.tar", "e/b.tar", "d/a.parquet", "e/a.csv"], ["a", "b", "d/a", "e/a"]),
+        (["x/1/0.tar", "x/2/0.tar", "x/2/1.tar"], ["1/0.tar", "2/0.tar", "1"]),
+        (["1/same/name.parquet", "2/same/name.parquet"], ["1/same/name.parquet", "2/same/name.parquet"]),
+        (["same/name.parquet", "2/same/name.parquet"], ["same/name.parquet", "2/same/name.parquet"]),
+        (["1/b/c/0.tar", "2/b/c/0.tar", "2/b/d/0.tar"], ["1/b/c/0.tar", "2/b/c/0.tar", "2/b/d/0.tar"]),
+        (["d/a.json", "d/a.csv"], ["a.json", "a.csv"]),
+    ],
+)
+@pytest.mark.parametrize("root", ["/data/here", "/mnt/elsewhere/deep", "s3://bucket"])
+def test_files_of_one_name_are_told_apart_wherever_they_lie(root, paths, names):
+    files = [DataFile(f"{root}/{path}", path.rpartition(".")[2]) for path in paths]
+    assert list(names_of(files).values()) == names
+
+
+def test_files_on_disk_and_in_a_store_are_told_apart():
+    files = ["/mnt/d/0.tar", "s3://bucket/d/0.tar?region=x"]
+    assert list(told_apart(dict.fromkeys(files, "0")).values()) == ["mnt/d/0.tar", "bucket/d/0.tar"]
+
+
+def shard(path, keys):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key in keys:
+            for ending in ("jpg", "txt"):
+                member = tarfile.TarInfo(f"{key}.{ending}")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"x"))
+
+
+def uids(uris):
+    index = build_index([str(uri) for uri in uris], None, [], "data.train")
+    return [row["uid"] for u, p, _ in index.locate(np.arange(len(index))) for row in read_rows(u, p, ("uid",), ())]
+
+
+def test_uids_that_stand_in_differ_within_a_set_and_not_between_places(tmp_path):
+    def make(root):
+        for folder in ("1/same", "2/same"):
+            shard(root / folder / "0.tar", ["a", "b"])
+            pq.write_table(pa.table({"image": [b"x"] * 2, "caption": ["c"] * 2}), root / folder / "rows.parquet")
+        return uids([root / "1/same", root / "2/same"])
+
+    found = make(tmp_path / "here")
+    assert found == make(tmp_path / "there" / "deep")
+    assert found == [
+        f"{folder}/{row}"
+        for folder in ("1/same", "2/same")
+        for row in ("0.tar/a", "0.tar/b", "rows.parquet:0", "rows.parquet:1")
+    ]
+
+
+def test_folders_of_images_are_named_only_where_their_rows_have_one_name(tmp_path):
+    for path in ("cats/1.jpg", "cats/2.jpg", "dogs/2.jpg", "birds/3.jpg"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    assert uids([tmp_path / "cats", tmp_path / "birds"]) == ["1", "2", "3"]
+    assert uids([tmp_path / "cats", tmp_path / "dogs"]) == ["cats/1", "cats/2", "dogs/2"]
+    index = build_index([str(tmp_path / "cats"), str(tmp_path / "dogs")], None, [], "data.train")
+    (row,) = read_rows(index.units[1], np.array([0]), None, ())
+    assert row["image_id"] == "dogs/2.jpg" and row["image"] == tmp_path / "dogs" / "2.jpg"
 
 
 def test_split_filter_keeps_dense_ordinals(tmp_path):

@@ -36,7 +36,7 @@ def test_no_path_of_the_machine_goes_along(tmp_path, vocabulary):
     words.write_text("circle square")
     overrides = {
         "data__train": [f"{tmp_path}/pairs/*.parquet"],
-        "data__val": ["/home/somebody/val.parquet"],
+        "data__val": ["/home/somebody/val.parquet", "tar:/home/somebody/shards", "tar:s3://bucket/shards"],
         "data__image_roots": ["/home/somebody/images"],
         "text__vocab": "/home/somebody/vocab.txt",
         "objectives__psl__stop_words": str(words),
@@ -49,6 +49,7 @@ def test_no_path_of_the_machine_goes_along(tmp_path, vocabulary):
         text = (tmp_path / "out" / name).read_text()
         assert "/home/somebody" not in text and str(tmp_path) not in text, name
     config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["data"]["val"] == ["val.parquet", "tar:shards", "tar:s3://bucket/shards"]
     assert config["data"]["train"] == ["*.parquet"] and config["init_from"] is None and config["storage"] == "runs"
     source = find_source(tmp_path / "out")
     stop_words = source.run.objectives.psl.stop_words  # copied, and found beside the config

@@ -149,7 +149,7 @@ def test_peaks_are_found_by_the_gpus_name(name, monkeypatch):
 
 def test_the_share_of_products_is_that_of_self_time():
     a, b = torch.rand(600, 600), torch.rand(2_000_000)
-    assert measure.look_inside(lambda: [a @ a for _ in range(5)], CPU).matmul_share > 0.9
+    assert measure.look_inside(lambda: [a @ a for _ in range(5)], CPU).matmul_share > 0.5
     assert measure.look_inside(lambda: [b.exp() for _ in range(5)], CPU).matmul_share < 0.05
     for name in ("aten::mm", "aten::convolution_backward", "aten::_scaled_dot_product_flash_attention_for_cpu"):
         assert measure.is_product(name)

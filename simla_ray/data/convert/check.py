@@ -15,9 +15,10 @@ from simla_ray.data.convert.look import look, near
 from simla_ray.data.convert.progress import Progress, Say, aligned
 from simla_ray.data.convert.rows import digest, picture_of, pixel_digest, values_of
 from simla_ray.data.convert.statistics import Statistics
-from simla_ray.data.convert.survey import DIGEST, Place, as_digests, repeats, rows_between, stretches
+from simla_ray.data.convert.survey import DIGEST, Place, as_digests, rows_between, stretches
 from simla_ray.data.decode import DropRow
-from simla_ray.data.index import Index, build_index
+from simla_ray.data.index import Index, build_index, repeats
+from simla_ray.data.schema import StandIn
 
 #: Rows of each finding that are named, its count has all of them; fewer where naming one means reading it again.
 NAMED, NAMED_AGAIN = 100, 24
@@ -50,12 +51,15 @@ class Finding:
 
 @dataclass
 class Checked:
-    """One set: its rows by ordinal, in digests, and what they are like. Unusable rows have blank digests."""
+    """One set: its rows by ordinal, in digests, and what they are like. Unusable rows have blank digests of pictures.
+
+    ``own_uids`` are blank for rows that bring none.
+    """
 
     index: Index
     statistics: Statistics
     reasons: dict[str, Finding]
-    uids: np.ndarray
+    own_uids: np.ndarray
     pixels: np.ndarray
     looks: np.ndarray
 
@@ -67,16 +71,17 @@ class Checked:
 
 @dataclass
 class Result:
-    """``same``: pictures of the training set that the validation set has, too; ``alike``: those that look so."""
+    """What both sets have: ``same`` pictures, pictures that look ``alike``, rows with uids of their own (``uids``)."""
 
     sets: dict[str, Checked]
     uris: dict[str, Sequence[str]]
     same: Finding
     alike: Finding
+    uids: Finding
 
     @property
     def found(self) -> bool:
-        """Whether anything is wrong; what only looks alike is for people to judge."""
+        """Whether anything is wrong; what only looks alike, or may be numbered alike, is for people to judge."""
         return bool(self.same.n or any(checked.reasons for checked in self.sets.values()))
 
 
@@ -104,8 +109,8 @@ def check(
         say(f"{name:<11}{', '.join(sets[name][0])}: {len(index):,} rows")
     tasks = join(address, tasks)
     checked = {name: _check(index, max_pixels, tasks, say) for name, index in indexes.items()}
-    same, alike = _shared(checked) if "val" in checked else (Finding(), Finding())
-    return Result(checked, {name: uris for name, (uris, _) in sets.items()}, same, alike)
+    same, alike, uids = _shared(checked) if "val" in checked else (Finding(), Finding(), Finding())
+    return Result(checked, {name: uris for name, (uris, _) in sets.items()}, same, alike, uids)
 
 
 def findings_table(result: Result) -> str:
@@ -118,8 +123,9 @@ def findings_table(result: Result) -> str:
         ]
     if result.same.n:
         lines.append(["picture_in_both", "train, val", f"{result.same.n:,}", _first(result.same)])
-    if result.alike.n:
-        lines.append(["(looks alike)", "train, val", f"{result.alike.n:,}", _first(result.alike)])
+    for name, finding in (("(looks alike)", result.alike), ("(uid in both)", result.uids)):
+        if finding.n:
+            lines.append([name, "train, val", f"{finding.n:,}", _first(finding)])
     usable = [
         f"{name:<11}{checked.statistics.usable:,} of {checked.statistics.rows:,} rows can be used, "
         f"{checked.pictures:,} different pictures"
@@ -147,7 +153,7 @@ def _named(example: Example) -> str:
 def _check(index: Index, max_pixels: int, tasks: int, say: Say) -> Checked:
     items = [{"start": start, "stop": stop} for start, stop in stretches(index)]
     total, reasons, done = Statistics(), dict[str, Finding](), [0]
-    parts: list[list[bytes]] = [[], [], []]
+    parts: list[list[bytes]] = [[], [], [], []]
     with Progress(len(index), 0, lambda: done[0], say):
         for block in run_job(items, _Decode(index, max_pixels), tasks):
             for text in block["stretch"].tolist():
@@ -158,11 +164,11 @@ def _check(index: Index, max_pixels: int, tasks: int, say: Say) -> Checked:
                 for reason, uid, place in part["unusable"]:
                     reasons.setdefault(reason, Finding()).add(Example(uid, Place(*place)))
                 done[0] = total.rows
-    uids, pixels, looks = (as_digests(b"".join(column)) for column in parts)
+    uids, own_uids, pixels, looks = (as_digests(b"".join(column)) for column in parts)
     twice = _twice(index, uids)
     if twice.n:
         reasons["uid_duplicate"] = twice
-    return Checked(index, total, reasons, uids, pixels, looks)
+    return Checked(index, total, reasons, own_uids, pixels, looks)
 
 
 class _Decode:
@@ -174,7 +180,7 @@ class _Decode:
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for start, stop in zip(batch["start"].tolist(), batch["stop"].tolist(), strict=True):
             statistics = Statistics()
-            digests: list[list[bytes]] = [[], [], []]
+            digests: list[list[bytes]] = [[], [], [], []]
             unusable = []
             for place, row in rows_between(self.index, start, stop):
                 statistics.rows += 1
@@ -186,7 +192,9 @@ class _Decode:
                     pixels, looks = pixel_digest(picture.image), look(picture.image)
                 except DropRow as drop:
                     unusable.append((drop.reason, row["uid"], (place.ordinal, place.file, place.number)))
-                for column, value in zip(digests, (digest(row["uid"]), pixels, looks), strict=True):
+                uid = digest(row["uid"])
+                own = BLANK if isinstance(row["uid"], StandIn) else uid
+                for column, value in zip(digests, (uid, own, pixels, looks), strict=True):
                     column.append(value)
             text = json.dumps(
                 {
@@ -209,16 +217,24 @@ def _twice(index: Index, uids: np.ndarray) -> Finding:
     )
 
 
-def _shared(checked: Mapping[str, Checked]) -> tuple[Finding, Finding]:
-    """Pictures of the validation set that are, or look, as one of the training set."""
+def _shared(checked: Mapping[str, Checked]) -> tuple[Finding, Finding, Finding]:
+    """Rows of the validation set whose pictures are, or look, as one of the training set, and whose uids are there."""
     train, val = checked["train"], checked["val"]
-    values, first = np.unique(train.pixels, return_index=True)
-    where = np.minimum(np.searchsorted(values, val.pixels), len(values) - 1)
-    equal = np.flatnonzero((values[where] == val.pixels) & _seen(val.pixels))
-    same = _pairs(train, val, first[where[equal]], equal)
     pairs = near(train.looks, val.looks)
     pairs = pairs[train.pixels[pairs[:, 0]] != val.pixels[pairs[:, 1]]]
-    return same, _pairs(train, val, pairs[:, 0], pairs[:, 1])
+    return (
+        _pairs(train, val, *_equal(train.pixels, val.pixels)),
+        _pairs(train, val, pairs[:, 0], pairs[:, 1]),
+        _pairs(train, val, *_equal(train.own_uids, val.own_uids)),
+    )
+
+
+def _equal(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of digests that both have: the first among ours, and every one among theirs."""
+    values, first = np.unique(ours, return_index=True)
+    where = np.minimum(np.searchsorted(values, theirs), len(values) - 1)
+    equal = np.flatnonzero((values[where] == theirs) & _seen(theirs))
+    return first[where[equal]], equal
 
 
 def _pairs(train: Checked, val: Checked, ours: np.ndarray, theirs: np.ndarray) -> Finding:

@@ -39,6 +39,7 @@ MEANING = {
     "caption_unreadable": "the text or JSON beside the image cannot be read",
     "caption_outside_roots": "the text beside the image is a link that leads out of the folder",
     "tar_truncated": "the tar ends inside this row",
+    "row_group_unreadable": "its row group of the Parquet file is damaged",
     "uid_duplicate": "an earlier row has the same uid; a conversion keeps the first",
 }
 
@@ -162,6 +163,12 @@ def _both(result: Result) -> Markup:
             f"Pairs that look alike by a difference hash: {result.alike.n:,}. They are for you to judge, no findings."
         )
         parts += [tag("p", lead), _pairs(result, result.alike)]
+    if result.uids.n:
+        lead = (
+            f"Rows of the validation set with the uid of one of the training set: {result.uids.n:,}. If uids are only "
+            "numbers, that says nothing; else look whether these rows are the same, with another picture of theirs."
+        )
+        parts += [tag("p", lead), tag("p", _examples(result.uids))]
     return join(parts)
 
 

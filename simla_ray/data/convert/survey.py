@@ -16,7 +16,7 @@ import numpy as np
 from simla_ray.data.convert.jobs import run_job
 from simla_ray.data.convert.rows import digest, picture_of, present, resized
 from simla_ray.data.decode import DropRow
-from simla_ray.data.index import Index
+from simla_ray.data.index import Index, repeats
 from simla_ray.data.schema import OPTIONAL
 from simla_ray.data.sources import read_pieces, row_numbers
 
@@ -67,14 +67,6 @@ def survey(index: Index, max_pixels: int, max_px: int | None, tasks: int) -> Sur
 def as_digests(raw: bytes) -> np.ndarray:
     """(n,) of 16 bytes each, to be compared and sorted."""
     return np.frombuffer(raw, DIGEST)
-
-
-def repeats(digests: np.ndarray) -> np.ndarray:
-    """Ascending positions whose value stands earlier, too."""
-    _, first = np.unique(digests, return_index=True)
-    again = np.ones(len(digests), bool)
-    again[first] = False
-    return np.flatnonzero(again)
 
 
 def stretches(index: Index) -> Iterator[tuple[int, int]]:

@@ -7,21 +7,24 @@ captions, a folder of images). All give the same rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from simla_ray.data.schema import normalise
 from simla_ray.data.sources import files, listed, parquet, tar
-from simla_ray.data.sources.unit import Unit
-from simla_ray.errors import UserError
+from simla_ray.data.sources.listing import LISTS, MANIFEST, list_files
+from simla_ray.data.sources.names import told_apart
+from simla_ray.data.sources.unit import DataFile, Unit
 
 __all__ = [
     "MANIFEST",
+    "DataFile",
     "Unit",
     "images_are_files",
     "list_files",
+    "names_of",
     "read_column",
     "read_pieces",
     "read_rows",
@@ -30,72 +33,37 @@ __all__ = [
     "units_of",
 ]
 
-READERS = {
-    ".parquet": parquet,
-    ".tar": tar,
-    ".json": listed,
-    ".csv": listed,
-    ".tsv": listed,
-}
-#: What a converted data set says of itself; in a folder it is no list of images.
-MANIFEST = "manifest.json"
-KNOWN = ", ".join(READERS)
-STREAMED = ", ".join(ending for ending, reader in READERS.items() if reader is not listed)
+READERS: dict[str, Any] = {"parquet": parquet, "tar": tar, **dict.fromkeys(LISTS, listed)}
 
 
-def list_files(uris: Sequence[str], key: str) -> list[str]:
-    """Files behind paths, folders and globs, in order; a folder of images with their captions is one of them.
+def names_of(found: Sequence[DataFile]) -> dict[DataFile, str]:
+    """What the rows of each file that bring no uid are called after: a tar's ``name/key``, else ``name:row``.
 
-    Raises:
-        UserError: naming the key and the URI that gives no file, or a format that is not read.
+    A tar is called by its own name, other files by their folder's and their own; where that does not tell the files of
+    a set apart, see ``told_apart``. The rows of a folder of images are called by their paths in it, with the folder's
+    name before them only if another folder of the set has a row of the same name.
     """
-    found: list[str] = []
-    for uri in uris:
-        in_store = files.is_remote(uri)
-        here = files.listed(uri) if in_store else [str(path) for path in _on_disk(uri)]
-        if in_store and len(here) > 1:  # of a folder or a pattern the data files, whatever else lies there
-            here = [file for file in here if _holds_rows(files.pure(file))]
-        if not here:
-            raise UserError(f"{key}: {uri} does not exist or holds no file of {KNOWN}, and no images")
-        for file in here:
-            if files.pure(file).suffix not in READERS and (in_store or not Path(file).is_dir()):
-                raise UserError(f"{key}: {file} is none of {KNOWN}, or a folder of images")
-            if in_store and _reader(file) is listed:
-                raise UserError(
-                    f"{key}: {file} is a list, whose images are files; from a store only {STREAMED} are read"
-                )
-        found += here
-    return found
+    names = {}
+    for file in found:
+        path = files.pure(file.path)
+        own = path.stem if file.format == "tar" else f"{path.parent.name}/{path.stem}"
+        names[file] = own if file.format != "folder" else ""
+    apart = told_apart({file.path: name for file, name in names.items()})
+    shared = listed.share_names([file for file in names if file.format == "folder"])
+    return {file: apart[file.path] if name or shared else "" for file, name in names.items()}
 
 
-def _on_disk(uri: str) -> list[Path]:
-    path = Path(uri).absolute()  # workers run elsewhere
-    if path.is_dir():
-        return _in_folder(path)
-    if any(c in uri for c in "*?["):
-        return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    return [path] if path.exists() else []
-
-
-def _in_folder(path: Path) -> list[Path]:
-    """The data files that lie in a folder, or the folder itself where they are its images' captions."""
-    found = sorted(p for p in path.iterdir() if _holds_rows(p) and p.is_file())
-    if all(p.suffix == ".json" for p in found) and listed.is_image_folder(path):
-        return [path]
-    return found
-
-
-def _holds_rows(path: PurePath) -> bool:
-    return path.suffix in READERS and path.name != MANIFEST
-
-
-def units_of(file: str, split: str | None, split_key: str) -> list[Unit]:
+def units_of(file: DataFile, name: str, split: str | None, split_key: str) -> list[Unit]:
     """The units of a file, without reading an image.
+
+    Args:
+        name: see ``names_of``.
 
     Raises:
         UserError: it cannot be read, lacks a column, or has no splits where one is asked for.
     """
-    return [unit for unit in _reader(file).units(file, split, split_key) if len(unit)]
+    units = READERS[file.format].units(file, split, split_key)
+    return [replace(unit, format=file.format, name=name) for unit in units if len(unit)]
 
 
 def read_rows(
@@ -112,18 +80,16 @@ def read_rows(
         Rows; an image is bytes, a ``Path``, or a ``str`` with the reason why it is not read.
     """
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
-    found = _reader(unit.path).rows(unit, inside, columns, roots)
+    found = READERS[unit.format].rows(unit, inside, columns, roots)
     if columns is not None:  # what nobody asked for cannot make a row unusable
         found = [({name: row[name] for name in row if name in columns}, uid) for row, uid in found]
     return [normalise(row, uid) for row, uid in found]
 
 
-def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str | None, list[Any]]]:
-    """The uid that a row brings itself, if it does, and its captions, of all rows of a unit."""
-    every = np.arange(unit.n) if unit.rows is None else np.asarray(unit.rows)
-    found = _reader(unit.path).rows(unit, every, ("uid", "captions"), roots)
-    rows = [(row.get("uid"), normalise(row, uid)) for row, uid in found]
-    return [(None if own is None else row["uid"], row["captions"]) for own, row in rows]
+def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """Uid and captions of all rows of a unit."""
+    rows = read_rows(unit, np.arange(len(unit)), ("uid", "captions"), roots)
+    return [(row["uid"], row["captions"]) for row in rows]
 
 
 def read_pieces(
@@ -134,7 +100,7 @@ def read_pieces(
     Args:
         places: ascending.
     """
-    if _reader(unit.path) is not parquet or files.is_remote(unit.path):
+    if unit.format != "parquet" or files.is_remote(unit.path):
         yield places, read_rows(unit, places, columns, roots)
         return
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
@@ -147,18 +113,14 @@ def read_pieces(
 def row_numbers(unit: Unit, places: np.ndarray) -> np.ndarray:
     """Numbers of rows in their file, from 0."""
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
-    return inside + (parquet.first_row(unit) if _reader(unit.path) is parquet else unit.number)
+    return inside + (parquet.first_row(unit) if unit.format == "parquet" else unit.number)
 
 
 def read_column(unit: Unit, column: str) -> list[Any]:
     """The values of one column, by its name in the file; empty where there is no such column."""
-    return _reader(unit.path).column(unit, column)
+    return READERS[unit.format].column(unit, column)
 
 
 def images_are_files(unit: Unit) -> bool:
     """Whether images lie beside the data file."""
-    return _reader(unit.path) is listed
-
-
-def _reader(file: str) -> Any:
-    return READERS.get(files.pure(file).suffix, listed)
+    return unit.format in LISTS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,9 @@ from simla_ray.errors import UserError
 #: Seconds between the attempts to read from a store; a throttled one needs more than a moment.
 PAUSES_S = (0.5, 2.0, 8.0)
 
+#: A format named before a URI; what is before a ``://`` is where the URI leads to.
+FORMAT = re.compile(r"([A-Za-z]\w*):(?!//)(.*)", re.DOTALL)
+
 T = TypeVar("T")
 
 
@@ -27,9 +31,17 @@ def is_remote(uri: str) -> bool:
     return "://" in uri
 
 
+def named(uri: str) -> tuple[str | None, str]:
+    """The format named before a URI (``tar:s3://bucket/shards``), if there is one, and the URI."""
+    found = FORMAT.fullmatch(uri)
+    return (found[1], found[2]) if found else (None, uri)
+
+
 def absolute(uri: str) -> str:
     """The URI as workers elsewhere understand it."""
-    return uri if is_remote(uri) else str(Path(uri).absolute())
+    format, where = named(uri)
+    where = where if is_remote(where) else str(Path(where).absolute())
+    return where if format is None else f"{format}:{where}"
 
 
 def pure(uri: str) -> PurePosixPath:

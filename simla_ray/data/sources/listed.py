@@ -17,7 +17,7 @@ import numpy as np
 
 from simla_ray.data.schema import LISTS, resolve_columns
 from simla_ray.data.sources.described import IMAGES, WORDS, described
-from simla_ray.data.sources.unit import Unit, numbered
+from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
 
 UNIT_ROWS = 1000
@@ -25,6 +25,8 @@ UNIT_ROWS = 1000
 DELIMITERS = ",\t|;"
 #: Entry: what describes the image lies in these files beside it, and is read with the row.
 BESIDE = "beside"
+#: Entry of a folder: the name that stands in for a uid.
+NAME = "name"
 
 Entry = dict[str, Any]
 
@@ -37,16 +39,16 @@ def is_image_folder(path: Path) -> bool:
     return not lists and any(_image_files(path))
 
 
-def units(file: str, split: str | None, split_key: str) -> list[Unit]:
+def units(file: DataFile, split: str | None, split_key: str) -> list[Unit]:
     """Stretches of the list."""
-    entries = _entries(Path(file))
+    entries = _entries(file)
     if split is not None and not any("split" in entry for entry in entries):
-        raise UserError(f"{split_key}: {split}, but {file} has no split column")
+        raise UserError(f"{split_key}: {split}, but {file.path} has no split column")
     found = []
     for i in range(0, len(entries), UNIT_ROWS):
         part = entries[i : i + UNIT_ROWS]
         kept = tuple(j for j, e in enumerate(part) if e.get("split") == split) if split is not None else None
-        found.append(Unit(file, i, len(part), kept))
+        found.append(Unit(file.path, i, len(part), kept))
     return found
 
 
@@ -54,25 +56,35 @@ def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
     """The rows with their own uids' stand-ins."""
-    file = Path(unit.path)
-    entries, base = _entries(file), file if file.is_dir() else file.parent
-    allowed = [Path(r) for r in roots if not file.is_dir()] or [base]  # a folder's own files lie in it
+    entries, is_folder = _entries(unit), unit.format == "folder"
+    base = Path(unit.path) if is_folder else Path(unit.path).parent
+    allowed = [Path(r) for r in roots if not is_folder] or [base]  # a folder's own files lie in it
     found = []
     for i in (unit.number + int(p) for p in inside):
         row = dict(entries[i])
-        path = row["image"]
+        path, own = row["image"], row.pop(NAME, None)
         if path:
-            row.setdefault("image_id", str(path))
+            row.setdefault("image_id", str(path) if own is None else _below(unit.name, str(path)))
         row["image"] = _inside(str(path), allowed) if path else "image_missing"
         for beside in row.pop(BESIDE, ()):
             row |= _described(beside, base)
-        found.append((row, numbered(unit.path, i)))
+        found.append((row, f"{unit.name}:{i}" if own is None else _below(unit.name, own)))
     return found
+
+
+def _below(name: str, path: str) -> str:
+    return f"{name}/{path}" if name else path
+
+
+def share_names(folders: Sequence[DataFile]) -> bool:
+    """Whether one folder of images has a row of the same name as another."""
+    names = [{entry[NAME] for entry in _entries(folder)} for folder in folders]
+    return sum(map(len, names)) > len(set().union(*names))
 
 
 def column(unit: Unit, name: str) -> list[Any]:
     """See ``read_column``."""
-    return [entry.get(name) for entry in _entries(Path(unit.path))[unit.number : unit.number + unit.n]]
+    return [entry.get(name) for entry in _entries(unit)[unit.number : unit.number + unit.n]]
 
 
 def _inside(path: str, roots: Sequence[Path]) -> Path | str:
@@ -91,24 +103,22 @@ def _inside(path: str, roots: Sequence[Path]) -> Path | str:
     return reason
 
 
-def _entries(file: Path) -> list[Entry]:
-    stat = file.stat()
-    return _parse(str(file), stat.st_mtime_ns, stat.st_size)
+def _entries(file: DataFile | Unit) -> list[Entry]:
+    stat = Path(file.path).stat()
+    return _parse(file.path, file.format, stat.st_mtime_ns, stat.st_size)
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(path: str, changed_ns: int, size: int) -> list[Entry]:
+def _parse(path: str, format: str, changed_ns: int, size: int) -> list[Entry]:
     file = Path(path)
-    if file.is_dir():
-        return _folder(file)
     try:
-        if file.suffix == ".json":
-            return _json(file)
-        return _table(file)
+        if format == "folder":
+            return _folder(file)
+        return _json(file, format) if format in ("json", "coco") else _table(file, format)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {_said(error)}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable {file.suffix[1:].upper()} file ({error})") from None
+        raise UserError(f"{path}: not a readable {format.upper()} file ({error})") from None
 
 
 def _said(error: json.JSONDecodeError) -> str:
@@ -118,11 +128,13 @@ def _said(error: json.JSONDecodeError) -> str:
     return f"not a readable JSON file ({error.msg})"
 
 
-def _json(file: Path) -> list[Entry]:
-    """ALBEF's and SIMLA's list of pairs, or COCO's captions."""
+def _json(file: Path, format: str) -> list[Entry]:
+    """ALBEF's and SIMLA's list of pairs, or COCO's captions, which ``format`` may insist on."""
     found = json.loads(file.read_bytes())
     if isinstance(found, dict) and isinstance(found.get("images"), list):
         return _coco(found, str(file))
+    if format == "coco":
+        raise UserError(f"{file}: expected COCO captions, an object with images and annotations")
     if not isinstance(found, list) or not all(isinstance(r, dict) for r in found):
         raise UserError(f'{file}: expected a list of {{"image": path, "caption": text}}, or COCO captions')
     if not found:
@@ -155,13 +167,13 @@ def _coco(found: dict[str, Any], where: str) -> list[Entry]:
     return entries
 
 
-def _table(file: Path) -> list[Entry]:
+def _table(file: Path, format: str) -> list[Entry]:
     """CSV or TSV with a header; lists in a cell are JSON."""
     csv.field_size_limit(2**24)
     # Captions that are not UTF-8 are dropped by row, later.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
         header = lines.readline()
-        delimiter = "\t" if file.suffix == ".tsv" else max(DELIMITERS, key=header.count)
+        delimiter = "\t" if format == "tsv" else max(DELIMITERS, key=header.count)
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         columns = resolve_columns(names, str(file))
         entries = []
@@ -185,7 +197,7 @@ def _cell(name: str, text: str | None) -> Any:
 
 
 def _folder(path: Path) -> list[Entry]:
-    """A row per image and per lone description, in the order of their names; ``uid`` is the path in the folder."""
+    """A row per image and per lone description, in the order of their names."""
     images = _image_files(path)
     names: dict[str, list[str]] = {}
     for image in images:
@@ -197,8 +209,8 @@ def _folder(path: Path) -> list[Entry]:
     entries = []
     for stem in sorted(names.keys() | beside.keys()):
         for image in names.get(stem, [""]):
-            uid = image if len(names.get(stem, ())) > 1 else stem
-            entries.append({"uid": uid, "image": image, BESIDE: beside.get(stem, [])})
+            name = image if len(names.get(stem, ())) > 1 else stem
+            entries.append({NAME: name, "image": image, BESIDE: beside.get(stem, [])})
     return entries
 
 

@@ -1,10 +1,14 @@
-"""Parquet: a unit is a row group."""
+"""Parquet: a unit is a row group. One whose bytes are there and do not decode costs its rows, of which the footer has
+the count.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,16 +16,22 @@ import pyarrow.parquet as pq
 
 from simla_ray.data.schema import resolve_columns
 from simla_ray.data.sources import files
-from simla_ray.data.sources.unit import Unit, numbered
+from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
 
 #: Of a row group that is read in pieces: rows at a time, and bytes of each column read ahead.
 PIECE_ROWS = 64
 BUFFER = 2**20
+UNREADABLE = "row_group_unreadable"
 
 
-def units(file: str, split: str | None, split_key: str) -> list[Unit]:
+class Damaged(Exception):
+    """A row group that cannot be decoded, whoever fetches its bytes."""
+
+
+def units(data: DataFile, split: str | None, split_key: str) -> list[Unit]:
     """From the footer; with a split filter also from that column."""
+    file = data.path
     parquet = _open(file)
     names = parquet.schema_arrow.names
     columns = resolve_columns(names, file)
@@ -35,7 +45,10 @@ def units(file: str, split: str | None, split_key: str) -> list[Unit]:
     for group in range(parquet.num_row_groups):
         rows = None
         if split is not None:
-            column = _values(_group(file, group, ["split"]).column(0))
+            try:
+                column = _values(_group(file, group, ["split"]).column(0))
+            except Damaged as error:
+                raise UserError(f"{split_key}: the split column of {file} is damaged in {error}") from None
             rows = tuple(i for i, value in enumerate(column) if value == split)
         found.append(Unit(file, group, parquet.metadata.row_group(group).num_rows, rows))
     return found
@@ -44,24 +57,37 @@ def units(file: str, split: str | None, split_key: str) -> list[Unit]:
 def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
-    """The rows with their own uids' stand-ins."""
+    """The rows with their own uids' stand-ins; of a damaged row group the reason, and the uids if they can be read."""
     ours_of = _ours_of(unit, columns)
-    return _rows(unit, _group(unit.path, unit.number, list(ours_of)), inside, inside, ours_of)
+    try:
+        return _rows(unit, _group(unit.path, unit.number, list(ours_of)), inside, inside, ours_of)
+    except Damaged:
+        return _lost(unit, inside, ours_of)
+
+
+def _lost(unit: Unit, inside: np.ndarray, ours_of: dict[str, str]) -> list[tuple[dict[str, Any], str]]:
+    uid = {theirs: ours for theirs, ours in ours_of.items() if ours == "uid"}
+    table = pa.table({})
+    if uid:
+        with contextlib.suppress(Damaged):
+            table = _group(unit.path, unit.number, list(uid))
+    return [(row | {"image": UNREADABLE}, stand_in) for row, stand_in in _rows(unit, table, inside, inside, uid)]
 
 
 def pieces(unit: Unit, inside: np.ndarray, columns: Sequence[str] | None) -> Iterator[list[tuple[dict[str, Any], str]]]:
     """The rows of a file on disk, in their order, some at a time, and no more of them in memory.
 
+    What comes before a damaged place is read; what follows it is lost, as by ``rows``.
+
     Args:
         inside: ascending, at least one.
 
     Raises:
-        UserError: the file is gone or damaged.
+        UserError: the file is gone.
     """
-    ours_of = _ours_of(unit, columns)
+    ours_of, start = _ours_of(unit, columns), 0
     try:
         with pq.ParquetFile(unit.path, buffer_size=BUFFER) as parquet:
-            start = 0
             for batch in parquet.iter_batches(PIECE_ROWS, [unit.number], list(ours_of), use_threads=False):
                 here = inside[(inside >= start) & (inside < start + len(batch))]
                 if len(here):
@@ -69,8 +95,11 @@ def pieces(unit: Unit, inside: np.ndarray, columns: Sequence[str] | None) -> Ite
                 start += len(batch)
                 if start > inside[-1]:
                     return
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{unit.path}: cannot be read ({str(error).splitlines()[0]})") from None
+    except (OSError, pa.ArrowException):
+        pass  # reading what is left finds out why
+    left = inside[inside >= start]
+    if len(left):
+        yield rows(unit, left, columns, ())
 
 
 def first_row(unit: Unit) -> int:
@@ -92,16 +121,18 @@ def _rows(
     ours = [ours_of[name] for name in table.column_names]
     first, found = first_row(unit), []
     for i, *row in zip(inside, *values, strict=True):
-        found.append((dict(zip(ours, row, strict=True)), numbered(unit.path, first + int(i))))
+        found.append((dict(zip(ours, row, strict=True)), f"{unit.name}:{first + int(i)}"))
     return found
 
 
 def column(unit: Unit, name: str) -> list[Any]:
     """See ``read_column``."""
-    parquet = _open(unit.path)
-    if name not in parquet.schema_arrow.names:
+    if name not in _open(unit.path).schema_arrow.names:
         return []
-    return _values(_group(unit.path, unit.number, [name]).column(0))
+    try:
+        return _values(_group(unit.path, unit.number, [name]).column(0))
+    except Damaged:
+        return []
 
 
 def _taken(column: pa.ChunkedArray, inside: np.ndarray) -> pa.ChunkedArray:
@@ -180,18 +211,47 @@ KINDS = {
 
 
 def _group(path: str, number: int, columns: list[str]) -> pa.Table:
-    """Some columns of a row group. A file in a store is opened anew before it is asked again."""
+    """Some columns of a row group.
 
-    def read() -> pa.Table:
+    Raises:
+        Damaged: it does not decode, says its file's name and its number.
+        UserError: its bytes cannot be fetched.
+    """
+    try:
+        return _decoded_group(_open(path), number, columns)
+    except (OSError, pa.ArrowException):
+        if files.is_remote(path):
+            _open.cache_clear()  # a connection that broke stays broken
+    # Damaged bytes raise the same errors as a disk or a store that fails, which is no reason to drop rows: so the bytes
+    # are fetched first, and then decoded by themselves.
+    metadata = _open(path).metadata
+    with tempfile.TemporaryFile() as copy:
         try:
-            return _open(path).read_row_group(number, columns=columns, use_threads=False)
-        except OSError:
-            _open.cache_clear()
-            raise
-        except pa.ArrowException as error:
-            raise UserError(f"{path}: row group {number} is damaged ({str(error).splitlines()[0]})") from None
+            files.retried(path, lambda: _fetch(path, metadata.row_group(number), columns, copy))
+            return _decoded_group(pq.ParquetFile(copy, metadata=metadata), number, columns)
+        except (OSError, pa.ArrowException) as error:
+            raise Damaged(f"row group {number} of {path} ({str(error).splitlines()[0]})") from None
 
-    return files.retried(path, read)
+
+def _decoded_group(parquet: pq.ParquetFile, number: int, columns: list[str]) -> pa.Table:
+    table = parquet.read_row_group(number, columns=columns, use_threads=False)
+    if len(table) != parquet.metadata.row_group(number).num_rows:
+        raise pa.ArrowInvalid(f"{len(table)} rows, its footer says {parquet.metadata.row_group(number).num_rows}")
+    return table
+
+
+def _fetch(path: str, group: pq.RowGroupMetaData, columns: list[str], copy: IO[bytes]) -> None:
+    """The bytes of some columns, written to the places of a file at which they stand in the original."""
+    size = files.size(path)
+    with files.opened(path) as file:
+        for chunk in (group.column(i) for i in range(group.num_columns)):
+            start = min(at for at in (chunk.dictionary_page_offset, chunk.data_page_offset) if at)
+            n = chunk.total_compressed_size
+            if chunk.path_in_schema.partition(".")[0] not in columns or not 0 <= start <= start + n <= size:
+                continue  # outside of the file there is nothing to fetch; decoding says so
+            file.seek(start)
+            copy.seek(start)
+            copy.write(file.read(n))
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ import numpy as np
 
 from simla_ray.data.sources import files
 from simla_ray.data.sources.described import IMAGES, WORDS, described
-from simla_ray.data.sources.unit import Unit
+from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
 
 UNIT_ROWS = 256
@@ -35,11 +35,11 @@ class Sample:
     members: dict[str, bytes | None] = field(default_factory=dict)
 
 
-def units(file: str, split: str | None, split_key: str) -> list[Unit]:
+def units(file: DataFile, split: str | None, split_key: str) -> list[Unit]:
     """From the headers alone: the contents are passed over."""
     if split is not None:
-        raise UserError(f"{split_key}: {split}, but {file} is a tar and has no split column")
-    return _units(file, files.size(file))
+        raise UserError(f"{split_key}: {split}, but {file.path} is a tar and has no split column")
+    return _units(file.path, files.size(file.path))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -59,7 +59,7 @@ def _units(file: str, size: int) -> list[Unit]:
 def rows(
     unit: Unit, inside: np.ndarray, columns: Sequence[str] | None, roots: Sequence[str]
 ) -> list[tuple[dict[str, Any], str]]:
-    """The rows with their own uids' stand-ins: name of the tar and of the sample."""
+    """The rows with their own uids' stand-ins: names of the tar and of the sample."""
     stretch = files.retried(unit.path, lambda: _read(unit))
     with _opened(io.BytesIO(stretch), unit.path) as tar:
         samples = list(_samples(tar, (*IMAGES, *WORDS)))
@@ -70,7 +70,7 @@ def rows(
         row = _row(samples[i])
         if unit.cut and i == unit.n - 1:
             row["image"] = "tar_truncated"
-        found.append((row, f"{files.pure(unit.path).stem}/{samples[i].key}"))
+        found.append((row, f"{unit.name}/{samples[i].key}"))
     return found
 
 

@@ -1,10 +1,16 @@
-"""What is read together."""
+"""What is read: files, and the parts of them that are read together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simla_ray.data.sources.files import pure
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file of a data set, by its absolute path or its URI in a store, and the name of its format."""
+
+    path: str
+    format: str
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,8 @@ class Unit:
     start: int = 0  # of a tar: where the stretch begins and ends, bytes
     stop: int = 0
     cut: bool = False  # its tar breaks off here
+    format: str = ""
+    name: str = ""  # what its rows that bring no uid are called after, see ``names``
 
     def __len__(self) -> int:
         return self.n if self.rows is None else len(self.rows)
-
-
-def numbered(path: str, row: int) -> str:
-    """Uid of a row that brings none: folder and name of the file tell shards of one name apart."""
-    return f"{pure(path).parent.name}/{pure(path).stem}:{row}"

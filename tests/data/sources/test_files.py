@@ -34,6 +34,9 @@ def store(tmp_path_factory):
     client.create_bucket(Bucket="pairs")
     for path in folder.iterdir():
         client.upload_file(str(path), "pairs", f"shards/{path.name}")
+        if path.suffix == ".tar":
+            client.upload_file(str(path), "pairs", f"plain/{path.stem}")
+    client.put_object(Bucket="pairs", Key="plain/_SUCCESS", Body=b"")
     yield f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     server.stop()
 
@@ -59,6 +62,15 @@ def test_parquet_and_tars_in_a_store_read_as_on_disk(store):
 
 def index_uris(store):
     return [f"s3://pairs/shards/part-{i}.parquet{store}" for i in range(2)] + [f"s3://pairs/shards/0001.tar{store}"]
+
+
+def test_shards_without_an_ending_in_a_store_are_read_by_the_named_format(store):
+    index = build_index([f"tar:s3://pairs/plain{store}"], None, (), "data.train")
+    assert [row["uid"] for row in rows_of(index)] == [f"000{i // 3}/t{i}" for i in range(7)]
+    with pytest.raises(UserError, match=r"s3://pairs/plain.* holds no file of .*named, as in parquet:s3://pairs/plain"):
+        build_index([f"s3://pairs/plain{store}"], None, (), "data.train")
+    with pytest.raises(UserError, match=r"plain/0000.* is a list, whose images are files"):
+        build_index([f"csv:s3://pairs/plain{store}"], None, (), "data.train")
 
 
 def test_a_folder_of_a_store_and_what_is_not_read_from_one(store):
@@ -113,3 +125,28 @@ def test_failing_reads_are_tried_again_and_then_reported(name, slow_down, tmp_pa
     with pytest.raises(UserError, match=r"a\.\w+: cannot be read after 4 attempts \(AWS Error SLOW_DOWN"):
         rows_of(index)
     assert slow_down["left"] == 96
+
+
+def test_a_store_that_fails_costs_no_row_and_damage_does(slow_down, tmp_path, monkeypatch):
+    table = pa.table({"image": [bytes([i]) * 100 for i in range(4)], "caption": ["c"] * 4})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    index = build_index([f"s3://{tmp_path}/a.parquet"], None, (), "d")
+    whole, broken = pq.ParquetFile.read_row_group, []
+
+    def breaking(self, number, *args, **options):
+        if number not in broken:
+            broken.append(number)
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject: curlCode: 56")
+        return whole(self, number, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", breaking)
+    assert [row["image"] for row in rows_of(index)] == [bytes([i]) * 100 for i in range(4)]
+    broken.clear()
+    slow_down["left"] = 100
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read after 4 attempts \(AWS Error SLOW_DOWN"):
+        rows_of(index)
+    slow_down["left"] = 0
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:12] = bytes(byte ^ 0xFF for byte in content[4:12])
+    (tmp_path / "a.parquet").write_bytes(content)
+    assert [row["image"] for row in rows_of(index)] == ["row_group_unreadable"] * 2 + [bytes([i]) * 100 for i in (2, 3)]

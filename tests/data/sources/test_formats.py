@@ -17,9 +17,11 @@ from simla_ray.config.load import load_run
 from simla_ray.data.blocks import table_block
 from simla_ray.data.decode import decode
 from simla_ray.data.index import build_index
+from simla_ray.data.map_functions import BlockMaker, WindowReader
 from simla_ray.data.order import Position
-from simla_ray.data.pipeline import BlockMaker, WindowReader, order_of
+from simla_ray.data.pipeline import order_of
 from simla_ray.data.sources import read_column, read_rows
+from simla_ray.data.sources.files import absolute
 from simla_ray.errors import UserError
 
 N = 7
@@ -128,6 +130,60 @@ def test_every_format_reads_to_the_same_rows(name, expected, tmp_path):
     assert [with_bytes(row) for row in rows] == expected
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_format_is_named_where_no_ending_tells_it(name, expected, tmp_path):
+    """Files without an ending, alone, in a folder of their own, and by a pattern."""
+    written = WRITERS[name](tmp_path, expected)
+    if name == "folder":
+        assert [with_bytes(row) for row in read(f"folder:{tmp_path}")] == expected
+        return
+    format = {"webdataset": "tar", "pandas": "parquet", "hugging_face": "parquet", "tabs_named_csv": "csv"}.get(
+        name, name
+    )
+    renamed = tmp_path / "dump"
+    renamed.mkdir()
+    for file in sorted(written.iterdir()) if written.is_dir() else [written]:
+        if file.is_file():
+            file.rename(renamed / f"part-{file.stem}")
+    if (tmp_path / "pictures").exists():
+        (tmp_path / "pictures").rename(renamed / "pictures")
+    (renamed / "_SUCCESS").touch()
+    (renamed / ".hidden").write_text("no rows")
+    for uri in (f"{format}:{renamed}", f"{format}:{renamed}/part-*"):
+        assert [with_bytes(row) for row in read(uri)] == expected
+    with pytest.raises(UserError, match=r"part-.* is none of \.parquet.*named, as in parquet:"):
+        read(next(renamed.glob("part-*")))
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("xml:dump", "data.train: xml:dump: xml is no format; allowed: parquet, tar, json, coco, csv, tsv, folder"),
+        ("tar:gone", "data.train: tar:gone does not exist or holds no such file"),
+        ("folder:list.txt", "data.train: folder:list.txt does not exist or holds no such file"),
+        ("coco:list.txt", "list.txt: expected COCO captions"),
+        ("tar:list.txt", "list.txt: not a readable tar"),
+        ("parquet:list.txt", "list.txt: not a readable Parquet file"),
+    ],
+)
+def test_what_is_not_of_the_named_format_is_one_error(uri, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text('[{"image": "a.jpg", "caption": "b"}]')
+    assert len(read("json:list.txt")) == 1
+    with pytest.raises(UserError) as error:
+        read(uri)
+    assert message in str(error.value)
+
+
+def test_a_path_with_a_colon_and_a_uri_with_a_format_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pandas(tmp_path, [{"image": b"x", "caption": "c"}]).joinpath("rows.parquet").rename(tmp_path / "a:b.parquet")
+    assert len(read("./a:b.parquet")) == len(read(tmp_path / "a:b.parquet")) == 1
+    assert absolute("./a:b.parquet") == f"{tmp_path}/a:b.parquet"
+    assert absolute("tar:shards/*") == f"tar:{tmp_path}/shards/*"
+    assert absolute("tar:s3://bucket/shards?region=x") == "tar:s3://bucket/shards?region=x"
+
+
 def test_a_part_of_a_unit_in_any_order(expected, tmp_path):
     (index,) = [build_index([str(write_webdataset(tmp_path, expected))], None, (), "data.train")]
     assert [len(unit) for unit in index.units] == [3, 3, 1]
@@ -146,6 +202,7 @@ def test_coco_is_a_row_per_image(tmp_path):
     content = {"info": {}, "images": images, "annotations": annotations, "licenses": licenses}
     (tmp_path / "captions.json").write_text(json.dumps(content))
     rows = read(tmp_path / "captions.json", [tmp_path / "train"])
+    assert read(f"coco:{tmp_path / 'captions.json'}", [tmp_path / "train"]) == rows
     assert [row["uid"] for row in rows] == [row["image_id"] for row in rows] == ["9", "4", "6"]
     assert [row["captions"] for row in rows] == [["nine"], ["four", "vier"], ["six"]]
     assert [row["license"] for row in rows] == ["BY-SA", "BY", "BY"]

@@ -1,0 +1,196 @@
+"""Faults of one machine, from outside the run: it goes on by itself, or with the same command, and loses no sample."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from simla_ray.jsonl import read_lines
+from tests.chaos.machines import cluster, disk_that_stalls, small_disk
+from tests.chaos.test_group import overrides, write_rows
+from tests.chaos.test_runs import Run, workers_of_ray
+
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chaos")
+    return folder / "a.parquet", write_rows(folder / "a.parquet", "a", 2000, 50)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Address of a cluster, and the file that names the steps to be poisoned."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with cluster(folder, 6) as started:
+        yield started.address, folder / "poison"
+
+
+@pytest.fixture
+def run(data, place, tmp_path):
+    def make(name="run", storage=tmp_path):
+        return Run(storage, name, [*overrides(data[0]), f"optim.epochs={EPOCHS}"], place[0])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def calm(data, place, tmp_path_factory):
+    """The undisturbed run."""
+    found = Run(tmp_path_factory.mktemp("calm"), "calm", [*overrides(data[0]), f"optim.epochs={EPOCHS}"], place[0])
+    found.to_the_end(2)
+    return found
+
+
+def every_sample_once(run, uids, *, lost=()):
+    """Each usable row once an epoch, the others named; ``lost`` rows of an epoch are named as well."""
+    times, drops = run.times(), run.drops()
+    for epoch in range(EPOCHS):
+        assert set((times[epoch] + drops[epoch]).values()) == {1}
+        assert set(times[epoch]) == uids - {uid for e, uid in lost if e == epoch}
+    return times
+
+
+def test_exactly_once_when_workers_are_killed(run, data, calm):
+    """Two workers, one after the other, in one command."""
+    hurt = run()
+    driver = hurt.begin(2)
+    for goal in (15, 40):
+        hurt.reach(driver, goal)
+        hurt.kill_worker(driver)
+    hurt.finish(driver)
+    every_sample_once(hurt, data[1])
+    assert hurt.losses() == calm.losses()
+    resumed = hurt.events("resume")
+    assert len(resumed) == len(hurt.events("failure")) == 2
+    for event in resumed:
+        assert event["lost_steps"] <= 7 + 1  # one checkpoint interval, and the step of the kill
+        assert event["reason"].startswith("worker ")
+
+
+def test_exactly_once_when_a_worker_hangs(run, data, calm):
+    hurt = run()
+    driver = hurt.begin(2, "ray.hang_timeout_s=8")
+    hurt.reach(driver, 20)
+    hurt.kill_worker(driver, signal.SIGSTOP)
+    hurt.finish(driver)
+    every_sample_once(hurt, data[1])
+    assert hurt.losses() == calm.losses()
+    (hung,) = hurt.events("hung")
+    assert "hangs" in hung["reason"]
+    assert hung["reason"] in hurt.folder.with_suffix(".out").read_text()
+
+
+def test_exactly_once_when_the_newest_checkpoint_is_damaged(run, data, calm):
+    hurt = run()
+    hurt.until_killed(2, 30)
+    newest = max((hurt.folder / "checkpoints").glob("step-*"))
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    hurt.to_the_end(2)
+    every_sample_once(hurt, data[1])
+    assert hurt.losses() == calm.losses()
+    assert f"checkpoint {newest.name} is set aside" in hurt.folder.with_suffix(".out").read_text()
+    assert [e["name"] for e in hurt.events("checkpoint_damaged")] == [newest.name]
+    assert hurt.events("resume")[0]["step"] < int(newest.name.rpartition("-")[2])
+
+
+def test_exactly_once_when_the_disk_is_full(run, data, calm, tmp_path):
+    with small_disk(tmp_path / "disk", "40m") as disk:
+        hurt = run(storage=disk)
+        hurt.folder.mkdir()
+        driver = hurt.begin(2)
+        hurt.reach(driver, 20)
+        ballast = (disk / "ballast").open("wb", buffering=0)
+        at = hurt.steps()
+        while True:
+            try:
+                ballast.write(bytes(1 << 16))
+            except OSError:
+                break
+        ballast.close()
+        time.sleep(4.0)
+        assert driver.poll() is None
+        (disk / "ballast").unlink()
+        hurt.finish(driver)
+        failed = hurt.events("checkpoint_failed")
+        assert failed and all("No space left" in e["reason"] for e in failed)
+        assert failed[0]["step"] > at
+        every_sample_once(hurt, data[1])
+        assert hurt.losses() == calm.losses()
+
+
+def test_exactly_once_when_the_disk_stalls(run, data, calm, tmp_path):
+    with disk_that_stalls(tmp_path / "disk", tmp_path / "image") as disk:
+        hurt = run(storage=disk)
+        hurt.folder.mkdir()
+        driver = hurt.begin(2)
+        hurt.reach(driver, 20)
+        subprocess.run(["fsfreeze", "--freeze", str(disk)], check=True)
+        time.sleep(10)
+        subprocess.run(["fsfreeze", "--unfreeze", str(disk)], check=True)
+        hurt.finish(driver)
+        every_sample_once(hurt, data[1])
+        assert hurt.losses() == calm.losses()
+        assert hurt.legs() == 1
+
+
+def test_exactly_once_when_gradients_are_not_finite(run, data, place, calm):
+    """Two single steps are passed; of four in a row the run goes back to its checkpoint, and past them."""
+    place[1].write_text("12 20 31 32 33 34")
+    hurt = run()
+    driver = hurt.begin(2, "checkpoint.rollback_after=3")
+    hurt.finish(driver)
+    place[1].unlink()
+    (event,) = hurt.events("rollback")
+    assert (event["first"], event["last"]) == (31, 33)
+    lost = [d for d in read_lines(hurt.folder / "dropped.jsonl") if d["reason"] == "non_finite"]
+    assert {d["step"] for d in lost} == {12, 20, 31, 32, 33, 34}
+    assert len(lost) == 6 * 64
+    every_sample_once(hurt, data[1], lost=[(d["epoch"], d["uid"]) for d in lost])
+    assert hurt.losses()[:12] == calm.losses()[:12]
+
+
+def test_two_commands_of_one_name(run, data, calm):
+    """The second is refused in one line, while the first trains, and takes nothing."""
+    first = run()
+    driver = first.begin(1)
+    first.reach(driver, 5)
+    second = subprocess.run(
+        first.command("ray.workers=1", "data.decode_cpus=1"), env=first.environment, capture_output=True, text=True
+    )
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert "another process is running this run; give it another --name" in second.stderr
+    first.finish(driver)
+    every_sample_once(first, data[1])
+
+
+def test_a_run_that_gets_nowhere_gives_up(run, data, place):
+    """A worker that dies again and again before the first checkpoint."""
+    hurt = run()
+    driver = hurt.begin(1, "ray.max_failures=1", "checkpoint.every_steps=1000")
+    for _ in range(2):
+        legs = hurt.legs()
+        hurt.until(driver, lambda legs=legs: hurt.legs() > legs or (hurt.legs() == legs and bool(workers_of_ray())))
+        hurt.until(driver, lambda: bool(workers_of_ray()) and hurt.steps() > 0)
+        os.kill(random.choice(workers_of_ray()), signal.SIGKILL)
+        failures = len(hurt.events("failure"))
+        hurt.until(
+            driver, lambda failures=failures: len(hurt.events("failure")) > failures or driver.poll() is not None
+        )
+        (hurt.folder / "metrics.jsonl").unlink(missing_ok=True)
+    assert driver.wait(120) == 2
+    said = hurt.folder.with_suffix(".out").read_text()
+    assert "error: ray.max_failures: 2 failures in a row without a new checkpoint" in said
+    shutil.rmtree(hurt.folder)
