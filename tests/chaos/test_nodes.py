@@ -1,6 +1,5 @@
 """Nodes that come and go under a run: it takes what is there, and its losses do not tell."""
 
-
 import pytest
 
 from tests.chaos.test_group import write_rows
