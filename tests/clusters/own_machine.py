@@ -172,8 +172,9 @@ import grpc
 
 address, ports = sys.argv[1], json.loads(sys.argv[2])
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-CALLS = ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys", "JobInfoGcsService/GetAllJobInfo",
-         "NodeManagerService/GetNodeStats", "NodeManagerService/GetSystemConfig", "CoreWorkerService/GetCoreWorkerStats",
+CALLS = ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys",
+         "JobInfoGcsService/GetAllJobInfo", "NodeManagerService/GetNodeStats",
+         "NodeManagerService/GetSystemConfig", "CoreWorkerService/GetCoreWorkerStats",
          "ReporterService/ReportOCMetrics", "LogService/ListLogs", "RayletDriver/ClusterInfo", "RayletDriver/Init",
          "ObjectManagerService/FreeObjects", "RuntimeEnvService/GetRuntimeEnvsInfo")
 

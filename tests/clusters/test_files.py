@@ -142,7 +142,7 @@ def test_only_what_the_package_needs_is_copied(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_commands_can_stand_in_parentheses(name):
-    """Ray runs each as `(command)`: a parenthesis of its own would make it arithmetic, a comment would swallow the end."""
+    """Ray runs each as `(command)`: a parenthesis of its own makes it arithmetic, a comment swallows the end."""
     config = load(name)
     for key in [key for key in config if key.endswith("_commands")]:
         for command in config[key]:

@@ -1,8 +1,8 @@
 """kuberay.yaml against the keys of the operator's and of Kubernetes' own schema.
 
 The operator's CustomResourceDefinition (github.com/ray-project/kuberay, Apache-2.0) is in no package registry that the
-project uses, and too large to carry along. The keys below were written down from the types of its API ray.io/v1 and, for
-pods, from the core API v1; only what the file may use is listed, so that a typo or a misplaced key is an error.
+project uses, and too large to carry along. The keys below were written down from the reference of its API ray.io/v1
+and, for pods, from the core API v1; only what the file may use is listed, so a typo or a misplaced key is an error.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""``ray up`` of local.yaml through an sshd, on a machine made of a network namespace: a real head, real runs, real ports."""
+"""``ray up`` of local.yaml through an sshd, on a machine made of a network namespace: a real head, runs and ports."""
 
 import json
 import re
