@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import boto3
+import botocore.client
 import pytest
 import yaml
 
@@ -110,22 +111,39 @@ def check_bootstrapped_workers(aws, path, name):
     from ray.autoscaler._private.commands import _bootstrap_config
     from ray.autoscaler._private.providers import _get_node_provider
 
+    called = set()
+    make_call = botocore.client.BaseClient._make_api_call
+
+    def recorded(client, operation, arguments):
+        called.add(operation)
+        return make_call(client, operation, arguments)
+
     with pytest.MonkeyPatch.context() as patch:
         for key, value in aws.environment.items():
             patch.setenv(key, value)
         patch.setattr(boto3, "DEFAULT_SESSION", None)
         config = _bootstrap_config(yaml.safe_load(path.read_text()), no_config_cache=True)
         provider = _get_node_provider(config["provider"], config["cluster_name"])
-        known = {i["InstanceId"] for i in aws.account.instances()}
         for kind in ("gpu", "cpu"):
             node = copy.deepcopy(config["available_node_types"][kind]["node_config"])
-            provider.create_node(node, {"ray-node-type": "worker", "ray-user-node-type": kind}, 1)
+            known = {i["InstanceId"] for i in aws.account.instances()}
+            with pytest.MonkeyPatch.context() as record:
+                record.setattr(botocore.client.BaseClient, "_make_api_call", recorded)
+                provider.create_node(node, {"ray-node-type": "worker", "ray-user-node-type": kind}, 1)
+                (found,) = set(provider.non_terminated_nodes({"ray-user-node-type": kind}))
+                provider.set_node_tags(found, {"ray-node-status": "up-to-date"})
             (instance,) = [i for i in aws.account.instances() if i["InstanceId"] not in known]
-            known.add(instance["InstanceId"])
+            assert instance["InstanceId"] == found
             check_instance(aws, instance, "simla-ray-worker")
             assert instance["InstanceType"] == node["InstanceType"]
             spot = kind == "gpu" and name == "aws-spot.yaml"
             assert (instance.get("InstanceLifecycle") == "spot") == spot
+            if kind == "gpu":  # the other one is left to `ray down`
+                with pytest.MonkeyPatch.context() as record:
+                    record.setattr(botocore.client.BaseClient, "_make_api_call", recorded)
+                    provider.terminate_nodes([found])
+        # What the head's role allows, see test_head_may_start_and_end_workers_and_nothing_else.
+        assert called == {"RunInstances", "CreateTags", "DescribeInstances", "TerminateInstances"}
         assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
         assert "GPU" not in config["available_node_types"]["cpu"]["resources"]
         assert "GPU" not in config["available_node_types"]["head"]["resources"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 
@@ -38,8 +39,6 @@ while True:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """The machine, with ``file`` (the cluster's), ``gauges`` (where the names of gauges are gathered)."""
-    import subprocess
-
     folder = tmp_path_factory.mktemp("own")
     with machine(folder) as made:
         made.file, made.gauges = cluster_file(made, cpus=6), folder / "gauges"
