@@ -176,11 +176,12 @@ CALLS = ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKe
          "JobInfoGcsService/GetAllJobInfo", "NodeManagerService/GetNodeStats",
          "NodeManagerService/GetSystemConfig", "CoreWorkerService/GetCoreWorkerStats",
          "ReporterService/ReportOCMetrics", "LogService/ListLogs", "RayletDriver/ClusterInfo", "RayletDriver/Init",
-         "ObjectManagerService/FreeObjects", "RuntimeEnvService/GetRuntimeEnvsInfo")
+         "ObjectManagerService/Pull", "RuntimeEnvService/GetRuntimeEnvsInfo")
 
 def http(port, path):
     try:
         with opener.open(f"http://{address}:{port}{path}", timeout=3) as answer:
+            bodies.append(answer.read().decode(errors="replace"))
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -201,11 +202,15 @@ for port in ports:
     except OSError:
         found[port] = "closed"
         continue
+    bodies = []
     web = {path: http(port, path) for path in ("/", "/metrics", "/api/version", "/api/jobs/", "/nodes")}
     with grpc.insecure_channel(f"{address}:{port}") as channel:
         calls = {name: call(channel, "/ray.rpc." + name) for name in CALLS}
         calls["health"] = call(channel, "/grpc.health.v1.Health/Check")
-    found[port] = {"http": web, "grpc": calls}
+    # A metrics port gives its metrics for any path: lines of comments and of names with numbers.
+    metrics_only = all(line[:1] in "#" or line.startswith(("ray_", "autoscaler_"))
+                       for body in bodies for line in body.splitlines())
+    found[port] = {"http": web, "grpc": calls, "metrics_only": metrics_only}
 print(json.dumps(found))
 """
 

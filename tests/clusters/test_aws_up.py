@@ -94,7 +94,7 @@ def check_remote_commands(aws, commands, config):
         r"clusters/node.sh.*~/\.bashrc",
         r"umask 077 && .*ray get-auth-token --generate > /dev/null",
         r"ray stop",
-        r"ray start --head --port=6379 --dashboard-host=127\.0\.0\.1 .*--autoscaling-config=~/ray_bootstrap_config",
+        r"ray start --head --port=6379 .*--dashboard-host=127\.0\.0\.1 --autoscaling-config=~/ray_bootstrap_config",
     ]
     at = 0
     for pattern in in_order:
