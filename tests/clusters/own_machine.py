@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
+from ray.autoscaler._private.local.config import get_lock_path, get_state_path
 
 ROOT = Path(__file__).parents[2]
 ADDRESS, NEIGHBOUR = "10.200.0.1", "10.200.0.2"
@@ -80,6 +81,8 @@ def machine(folder: Path):
             sshd.wait()
         for name in (made.name, made.neighbour):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        for path in (get_state_path(made.name), get_lock_path(made.name)):  # the launcher's notes on this cluster
+            Path(path).unlink(missing_ok=True)
 
 
 def _make_network(made: Machine) -> None:

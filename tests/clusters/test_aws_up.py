@@ -2,7 +2,9 @@
 
 import copy
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import boto3
 import botocore.client
@@ -138,6 +140,7 @@ def check_bootstrapped_workers(aws, path, name):
             assert instance["InstanceType"] == node["InstanceType"]
             spot = kind == "gpu" and name == "aws-spot.yaml"
             assert (instance.get("InstanceLifecycle") == "spot") == spot
+            check_worker_commands(aws, config, provider, found, kind, name)
             if kind == "gpu":  # the other one is left to `ray down`
                 with pytest.MonkeyPatch.context() as record:
                     record.setattr(botocore.client.BaseClient, "_make_api_call", recorded)
@@ -147,6 +150,46 @@ def check_bootstrapped_workers(aws, path, name):
         assert config["available_node_types"]["gpu"]["resources"]["GPU"] == 1
         assert "GPU" not in config["available_node_types"]["cpu"]["resources"]
         assert "GPU" not in config["available_node_types"]["head"]["resources"]
+
+
+def check_worker_commands(aws, config, provider, node_id, kind, name):
+    """What the head's autoscaler does with a new worker, given the files that `ray up` puts on the head."""
+    from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.autoscaler.v2.instance_manager.ray_installer import RayInstaller
+    from ray.core.generated.instance_manager_pb2 import Instance
+
+    assert shutil.which("ssh").startswith(str(aws.folder)) and Path("~").expanduser() == aws.folder
+    for target, source in config["file_mounts"].items():
+        there = Path(target).expanduser()
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if not there.exists():
+            there.symlink_to(ROOT / source)
+    token = aws.folder / ".ray" / "auth_token"
+    token.parent.mkdir(exist_ok=True)
+    token.write_text("made on the head")
+
+    on_head = copy.deepcopy(config)
+    on_head.pop("head_node")
+    on_head["file_mounts"] = {target: target for target in config["file_mounts"]}
+    before = len(remote_commands(aws.folder))
+    installer = RayInstaller(provider, AutoscalingConfig(on_head))
+    installer.install_ray(Instance(cloud_instance_id=node_id, instance_type=kind), "10.60.0.5")
+    commands = remote_commands(aws.folder)[before:]
+    copied = [words[-1].split(":", 1)[1] for words in commands if words[0].endswith("rsync")]
+    assert str(token) in copied and "~/simla_ray/constraints.txt" in copied
+    shells = [words[-1] for words in commands if words[0].endswith("ssh")]
+    assert not [text for text in shells if "get-auth-token" in text], "one token, the head's"
+    assert [text for text in shells if "pip install --quiet --constraint constraints.txt --editable ." in text]
+    (start,) = [text for text in shells if "ray start" in text]
+    assert "export RAY_HEAD_IP=10.60.0.5;" in start and "ray start --address=$RAY_HEAD_IP:6379" in start
+    watchers = [text for text in shells if "spot_watch" in text]
+    assert len(watchers) == (name == "aws-spot.yaml")
+    if watchers:
+        assert f"export RAY_NODE_TYPE_NAME={kind};" in watchers[0]
+        # The shell's own choice, with the watcher's command in place of the real one.
+        inner = re.search(r"(export RAY_HEAD_IP.*) setsid nohup", watchers[0]).group(1) + " echo watching"
+        said = subprocess.run(["bash", "-c", inner.replace("'\"'\"'", "'")], capture_output=True, text=True)
+        assert said.stdout.strip() == ("watching" if kind == "gpu" else ""), said
 
 
 @pytest.mark.parametrize("name", FILES)
