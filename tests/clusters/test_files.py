@@ -117,7 +117,7 @@ def test_spot_differs_only_in_name_and_gpu_workers():
     market = spot["available_node_types"]["gpu"]["node_config"].pop("InstanceMarketOptions")
     assert market["MarketType"] == "spot"
     watch = spot["worker_start_ray_commands"].pop()
-    assert "python -m simla_ray.orchestration.spot_watch" in watch and watch.endswith("&")
+    assert "python -m simla_ray.orchestration.spot_watch" in watch and watch.endswith("2>&1 & sleep 1")
     assert '"$RAY_NODE_TYPE_NAME" != gpu ||' in watch
     assert spot == plain
 
