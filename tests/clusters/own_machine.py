@@ -170,7 +170,7 @@ while data := link.recv(65536):
 
 #: Looks at ports of an address without a token: by HTTP, and by some calls of Ray's services.
 PROBE = """
-import json, socket, sys, urllib.error, urllib.request
+import json, re, socket, sys, urllib.error, urllib.request
 import grpc
 
 address, ports = sys.argv[1], json.loads(sys.argv[2])
@@ -210,9 +210,9 @@ for port in ports:
     with grpc.insecure_channel(f"{address}:{port}") as channel:
         calls = {name: call(channel, "/ray.rpc." + name) for name in CALLS}
         calls["health"] = call(channel, "/grpc.health.v1.Health/Check")
-    # A metrics port gives its metrics for any path: lines of comments and of names with numbers.
-    metrics_only = all(line[:1] in "#" or line.startswith(("ray_", "autoscaler_"))
-                       for body in bodies for line in body.splitlines())
+    # A metrics port gives its metrics for any path: comments, and names with labels and a number.
+    lines = [line for body in bodies for line in body.splitlines() if line and not line.startswith("#")]
+    metrics_only = all(re.fullmatch(r"[a-zA-Z_:][\\w:]*({.*})? [-+.\\w]+", line) for line in lines)
     found[port] = {"http": web, "grpc": calls, "metrics_only": metrics_only}
 print(json.dumps(found))
 """

@@ -71,7 +71,9 @@ def by_job(cluster, by_exec) -> str:
     """Name of a run started by ``ray job submit``, as clusters/README.md says."""
     submit = ["ray", "job", "submit", "--address", DASHBOARD, "--"]
     command = ["sh", "-c", f"cd ~/simla_ray && {PRETRAIN}"]
-    return finished(cluster.run(*submit, *command, timeout=600, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token()))
+    done = cluster.run(*submit, *command, timeout=600, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=cluster.token())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return finished(done.stdout)
 
 
 def finished(out: str) -> str:
