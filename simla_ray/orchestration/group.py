@@ -6,6 +6,7 @@ Each part of Ray's interface that is still alpha is used in one function here.
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ def notice() -> dict[str, Any] | None:
     return {"ranks": info.preempted_ranks, "left_s": left}
 
 
+#: Starts of the workers after a run was given up: the first of them should look at the note, and end.
+IN_VAIN = 2
+
+
 class FailureLog(UserCallback):
     """Writes down why workers failed, and ends a run that gets nowhere. It lives in Ray's controller.
 
@@ -56,9 +61,13 @@ class FailureLog(UserCallback):
 
     def __init__(self, folder: Path, most: int, since: int):
         self.folder, self.most, self.since = folder, most, since
+        self.in_vain = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         if stopped(self.folder) is not None:
+            self.in_vain += 1
+            if self.in_vain > IN_VAIN:  # Ray does not try again after an error of its own controller
+                raise RuntimeError("the workers fail before they can see that the run has been given up")
             return
         lines = {str(rank): _line(error) for rank, error in sorted(worker_exceptions.items())}
         log_event(
@@ -76,4 +85,4 @@ class FailureLog(UserCallback):
 def _line(error: BaseException) -> str:
     """The last line of what an error says, which is the cause where Ray wraps one."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    return textwrap.shorten(lines[-1], 200, placeholder=" ...") if lines else type(error).__name__

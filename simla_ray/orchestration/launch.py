@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import math
-import threading
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,12 @@ from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan, total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
 from simla_ray.orchestration.prepare import Prepared, prepare
+from simla_ray.orchestration.progress import Progress
 from simla_ray.orchestration.runs import changed_keys, check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, lines_of
 from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
-from simla_ray.report.terminal import event_line, progress_line
 from simla_ray.training.checkpoint import find_checkpoint
 from simla_ray.training.legs import fence, legs_of, stopped, tidy
 from simla_ray.training.log import log_event
@@ -45,9 +45,8 @@ WORKER_ENV = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
     "MALLOC_TOP_PAD_": str(1 << 26),
 }
-SECONDS_BETWEEN_LINES = 10.0
-#: Where workers fail before they can look into the run's folder, Ray ends it.
-MOST_FAILURES = 1000
+#: Seconds between two looks whether an elastic group can grow.
+RESIZE_S = 30.0
 
 
 def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -137,112 +136,47 @@ def _fit(
     say: Callable[[str], None],
 ) -> None:
     gpu = clusters.uses_gpu(run, cluster.gpus)
+    if not cluster.own:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
+    if run.ray.min_workers is not None:
+        # Ray asks for as many workers as it had until this is over; only then it counts the nodes anew.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     trainer = ray.train.torch.TorchTrainer(
-        train_worker,
+        partial(train_worker, prepared),  # the Train page shows what is in the config
         train_loop_config={
             "folder": str(folder),
             "name": run.name,
-            "prepared": prepared,
             "total_steps": total,
             "legs": legs_of(folder),
             "changed": changed,
         },
         scaling_config=ScalingConfig(
             num_workers=run.ray.workers if run.ray.min_workers is None else (run.ray.min_workers, run.ray.workers),
+            elastic_resize_monitor_interval_s=RESIZE_S,
             use_gpu=gpu,
             resources_per_worker={"CPU": run.ray.cpus_per_worker, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
-            storage_path=str(folder),
-            name="checkpoints",
+            storage_path=str(run.storage.resolve()),
+            name=f"{run.name}/checkpoints",
             checkpoint_config=CheckpointConfig(
                 num_to_keep=run.checkpoint.keep, checkpoint_score_attribute=run.eval.best, checkpoint_score_order="max"
             ),
             # Ray would count the failures of a week; ours counts those without a checkpoint between them.
-            failure_config=FailureConfig(max_failures=MOST_FAILURES),
+            failure_config=FailureConfig(max_failures=-1),
             callbacks=[FailureLog(folder, run.ray.max_failures, len(read_lines(folder / "events.jsonl")))],
             worker_runtime_env={"env_vars": WORKER_ENV},
         ),
         # The watchdog comes first: it can say who hangs.
         torch_config=TorchConfig(timeout_s=round(4 * run.ray.hang_timeout_s)),
     )
-    with _Progress(folder, total, say):
-        try:
+    try:
+        with Progress(folder, total, say):
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            mistake = _user_error_in(error)
-            if mistake is not None:
-                raise mistake from None
-            raise
-    why = stopped(folder)
-    if why is not None:
-        raise UserError(why)
-
-
-def _user_error_in(error: BaseException) -> UserError | None:
-    """The user's mistake that made a worker stop, if that is what it was."""
-    pending: list[BaseException | None] = [error]
-    seen: set[int] = set()
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        if isinstance(current, UserError):
-            return current
-        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
-        failures = getattr(current, "worker_failures", {})
-        pending += list(failures.values())
-    return None
-
-
-class _Progress:
-    """Prints a tidy line now and then from what the workers write into the run's folder, and what happened to them."""
-
-    def __init__(self, folder: Path, total: int, say: Callable[[str], None]):
-        self.folder, self.total, self.say = folder, total, say
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-
-    def _follow(self) -> None:
-        metrics, events = self.folder / "metrics.jsonl", self.folder / "events.jsonl"
-        offset, printed = 0, -math.inf
-        seen = events.stat().st_size if events.exists() else 0
-        newest: dict[str, Any] | None = None
-        while True:
-            ended = self.stop.wait(1.0)
-            happened, seen = _new_lines(events, seen)
-            for line in filter(None, map(event_line, happened)):
-                self.say(line)
-            lines, offset = _new_lines(metrics, offset)
-            newest = next((line for line in reversed(lines) if "pairs_per_s" in line), newest)
-            if newest is not None and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
-                self.say(progress_line(newest, self.total))
-                newest, printed = None, time.monotonic()
-            if ended:
-                return
-
-
-def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """Whole lines of a .jsonl file from ``offset`` on, and where they end.
-
-    A file that was cut short is read from its start.
-    """
-    if not path.exists():
-        return [], 0
-    with path.open("rb") as file:
-        if file.seek(0, 2) < offset:
-            offset = 0
-        file.seek(offset)
-        whole = file.read().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + bool(whole)
+    finally:
+        why = stopped(folder)
+        if why is not None:
+            raise UserError(why) from None
 
 
 class _locked:  # noqa: N801  (a context manager, used like a function)

@@ -48,12 +48,13 @@ from simla_ray.training.watchdog import Beat, Watchdog
 PREFETCHED = 2
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(prepared: Prepared, config: dict[str, Any]) -> None:
     """Train to the last step, then evaluate the best checkpoint.
 
     Args:
-        config: ``folder`` of the run, its ``name``, ``prepared`` (indexes, vocabulary), ``total_steps``, the number of
-            ``legs`` before this command and the keys ``changed`` since the last.
+        prepared: indexes, vocabulary and codes.
+        config: ``folder`` of the run, its ``name``, ``total_steps``, the number of ``legs`` before this command and the
+            keys ``changed`` since the last.
 
     A mistake of the user is noted in the run's folder: Ray would try it again.
     """
@@ -63,7 +64,7 @@ def train_worker(config: dict[str, Any]) -> None:
     comm = Comm()
     try:
         with fence(folder) if comm.rank == 0 else nullcontext():
-            _train(config, folder, comm)
+            _train(config, prepared, folder, comm)
     except UserError as error:
         note_stop(folder, str(error))
         if comm.world > 1:
@@ -76,8 +77,8 @@ def train_worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _train(config: dict[str, Any], folder: Path, comm: Comm) -> None:
-    prepared, total = config["prepared"], config["total_steps"]
+def _train(config: dict[str, Any], prepared: Prepared, folder: Path, comm: Comm) -> None:
+    total = config["total_steps"]
     run = load_run([folder / "config.yaml"], presets=False)
     device = ray.train.torch.get_device()
     if device.type == "cpu":

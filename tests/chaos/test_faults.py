@@ -49,10 +49,10 @@ def calm(data, place, tmp_path_factory):
     return found
 
 
-def every_sample_once(run, uids, *, lost=()):
+def every_sample_once(run, uids, *, lost=(), epochs=EPOCHS):
     """Each usable row once an epoch, the others named; ``lost`` rows of an epoch are named as well."""
     times, drops = run.times(), run.drops()
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         assert set((times[epoch] + drops[epoch]).values()) == {1}
         assert set(times[epoch]) == uids - {uid for e, uid in lost if e == epoch}
     return times

@@ -1,7 +1,6 @@
 import json
 
-from simla_ray.errors import UserError
-from simla_ray.orchestration.launch import _new_lines, _user_error_in
+from simla_ray.orchestration.progress import _new_lines
 
 
 def test_progress_reads_whole_lines_once(tmp_path):
@@ -17,15 +16,3 @@ def test_progress_reads_whole_lines_once(tmp_path):
     assert _new_lines(path, offset) == ([], offset)
     path.write_text(json.dumps({"step": 1}) + "\n")  # a resumed run cuts the file
     assert _new_lines(path, offset)[0] == [{"step": 1}]
-
-
-def test_a_users_mistake_is_found_inside_other_errors():
-    mistake = UserError("data.train: gone")
-    try:
-        try:
-            raise mistake
-        except UserError as error:
-            raise RuntimeError("worker failed") from error
-    except RuntimeError as error:
-        assert _user_error_in(error) is mistake
-    assert _user_error_in(RuntimeError("our own fault")) is None

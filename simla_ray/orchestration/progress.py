@@ -1,0 +1,64 @@
+"""What the terminal shows while a run goes on: the driver reads what rank 0 writes into the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from simla_ray.report.terminal import event_line, progress_line
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Prints a tidy line now and then from what the workers write into the run's folder, and what happened to them."""
+
+    def __init__(self, folder: Path, total: int, say: Callable[[str], None]):
+        self.folder, self.total, self.say = folder, total, say
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        metrics, events = self.folder / "metrics.jsonl", self.folder / "events.jsonl"
+        offset, printed = 0, -math.inf
+        seen = events.stat().st_size if events.exists() else 0
+        newest: dict[str, Any] | None = None
+        while True:
+            ended = self.stop.wait(1.0)
+            happened, seen = _new_lines(events, seen)
+            for line in filter(None, map(event_line, happened)):
+                self.say(line)
+            lines, offset = _new_lines(metrics, offset)
+            newest = next((line for line in reversed(lines) if "pairs_per_s" in line), newest)
+            if newest is not None and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
+                self.say(progress_line(newest, self.total))
+                newest, printed = None, time.monotonic()
+            if ended:
+                return
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Whole lines of a .jsonl file from ``offset`` on, and where they end.
+
+    A file that was cut short is read from its start.
+    """
+    if not path.exists():
+        return [], 0
+    with path.open("rb") as file:
+        if file.seek(0, 2) < offset:
+            offset = 0
+        file.seek(offset)
+        whole = file.read().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines()], offset + len(whole) + bool(whole)
