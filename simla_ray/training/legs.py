@@ -23,6 +23,8 @@ from simla_ray.training.state import State
 
 #: Events that say why a leg ended, in a line.
 ENDS = ("failure", "notice", "rollback", "hung")
+#: Room for the last words of a run whose disk is full.
+RESERVE, RESERVE_BYTES = ".reserve", 1 << 16
 #: Seconds that the workers of an earlier leg have to end, once whoever started them is gone.
 FENCE_S = 90.0
 
@@ -126,7 +128,7 @@ def reason(end: dict[str, Any] | None) -> str:
 
 
 def tidy(checkpoints: Path) -> list[str]:
-    """Remove what nobody will finish, set damaged checkpoints aside, and let Ray forget what it knew of checkpoints.
+    """Remove what nobody will finish, set damaged checkpoints aside, let Ray forget what it knew of them, take a reserve.
 
     Behind the fence, before Ray starts: it refuses to when something that it knew is gone. The workers register what is
     complete anew.
@@ -134,6 +136,7 @@ def tidy(checkpoints: Path) -> list[str]:
     Returns:
         Names of the damaged ones.
     """
+    (checkpoints.parent / RESERVE).write_bytes(bytes(RESERVE_BYTES))
     for unfinished in checkpoints.glob(f"{UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
     damaged = newest_and_damaged(checkpoints)[1]
@@ -146,8 +149,15 @@ def tidy(checkpoints: Path) -> list[str]:
 def note_stop(folder: Path, why: str) -> None:
     """A mistake that another try would not mend: the next leg ends at once, and the driver says it."""
     temporary = folder / "stopped.tmp"
-    temporary.write_text(json.dumps({"error": why}))
-    temporary.replace(folder / "stopped.json")
+    for reserve in (True, False):
+        try:
+            temporary.write_text(json.dumps({"error": why}))
+            temporary.replace(folder / "stopped.json")
+            return
+        except OSError:  # the disk is full: this note is what the reserve is for
+            if not reserve:
+                raise
+            (folder / RESERVE).unlink(missing_ok=True)
 
 
 def stopped(folder: Path) -> str | None:
