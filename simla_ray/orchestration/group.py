@@ -16,7 +16,7 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 from ray.train.v2.api.callback import UserCallback  # not exported elsewhere in this release
 
 from simla_ray.config.schema import Run
-from simla_ray.training.legs import failures_in_a_row, note_stop, stopped
+from simla_ray.training.legs import end_is_known, failures_in_a_row, note_stop, stopped
 from simla_ray.training.log import log_event
 from simla_ray.training.saver import Saved
 
@@ -69,10 +69,10 @@ class FailureLog(UserCallback):
             if self.in_vain > IN_VAIN:  # Ray does not try again after an error of its own controller
                 raise RuntimeError("the workers fail before they can see that the run has been given up")
             return
-        lines = {str(rank): _line(error) for rank, error in sorted(worker_exceptions.items())}
-        log_event(
-            self.folder, "failure", reason=f"worker {next(iter(lines))}: {next(iter(lines.values()))}", workers=lines
-        )
+        if not end_is_known(self.folder):
+            lines = {str(rank): _line(error) for rank, error in sorted(worker_exceptions.items())}
+            first = next(iter(lines))
+            log_event(self.folder, "failure", reason=f"worker {first}: {lines[first]}", workers=lines)
         failures = failures_in_a_row(self.folder, self.since)
         if len(failures) > self.most:
             note_stop(

@@ -87,7 +87,7 @@ def begin(folder: Path, world: int, changed: dict[str, Any], *, first: bool) -> 
         for path in damaged
     ]
     if legs:
-        ended = next((e for e in reversed(events[legs[-1] :]) if e["event"] in ENDS), None)
+        ended = next((e for e in events[legs[-1] :] if e["event"] in ENDS), None)
         before = events[legs[-1]]["world_size"]
         why = reason(ended) if ended is not None or first else "the group takes another size"
         said.append(
@@ -128,7 +128,7 @@ def reason(end: dict[str, Any] | None) -> str:
 
 
 def tidy(checkpoints: Path) -> list[str]:
-    """Remove what nobody will finish, set damaged checkpoints aside, let Ray forget what it knew of them, take a reserve.
+    """Remove what nobody will finish, set damaged checkpoints aside, let Ray forget what it knew, take a reserve.
 
     Behind the fence, before Ray starts: it refuses to when something that it knew is gone. The workers register what is
     complete anew.
@@ -172,9 +172,15 @@ def failures_in_a_row(folder: Path, since: int) -> list[str]:
     for event in read_lines(folder / "events.jsonl")[since:]:
         if event["event"] == "checkpoint":
             found = []
-        elif event["event"] == "failure":
-            found.append(event["reason"])
+        elif event["event"] in ENDS:
+            found.append(reason(event))
     return found
+
+
+def end_is_known(folder: Path) -> bool:
+    """Whether something has already said why the last leg ends."""
+    events = [e["event"] for e in read_lines(folder / "events.jsonl")]
+    return next((e in ENDS for e in reversed(events) if e in (*ENDS, "start", "resume")), False)
 
 
 def _complete(checkpoints: Path) -> Iterator[tuple[str, int, float | None]]:

@@ -177,16 +177,9 @@ def test_a_run_that_gets_nowhere_gives_up(run, data, place):
     """A worker that dies again and again before the first checkpoint."""
     hurt = run()
     driver = hurt.begin(1, "ray.max_failures=1", "checkpoint.every_steps=1000")
-    for _ in range(2):
-        legs = hurt.legs()
-        hurt.until(driver, lambda legs=legs: hurt.legs() > legs or (hurt.legs() == legs and bool(workers_of_ray())))
-        hurt.until(driver, lambda: bool(workers_of_ray()) and hurt.steps() > 0)
+    for leg in (1, 2):
+        hurt.until(driver, lambda leg=leg: hurt.legs() == leg and hurt.steps() > 0)
         os.kill(random.choice(workers_of_ray()), signal.SIGKILL)
-        failures = len(hurt.events("failure"))
-        hurt.until(
-            driver, lambda failures=failures: len(hurt.events("failure")) > failures or driver.poll() is not None
-        )
-        (hurt.folder / "metrics.jsonl").unlink(missing_ok=True)
     assert driver.wait(120) == 2
     said = hurt.folder.with_suffix(".out").read_text()
     assert "error: ray.max_failures: 2 failures in a row without a new checkpoint" in said
