@@ -67,7 +67,9 @@ def joins(run: Run) -> str | None:
 
 def uses_gpu(run: Run, gpus: float) -> bool:
     """Whether workers get a GPU each."""
-    return run.ray.device is Device.gpu or (run.ray.device is Device.auto and gpus >= run.ray.workers)
+    return run.ray.device is Device.gpu or (
+        run.ray.device is Device.auto and gpus >= (run.ray.min_workers or run.ray.workers)
+    )
 
 
 def check_local_devices(run: Run) -> None:

@@ -78,7 +78,8 @@ class FailureLog(UserCallback):
             note_stop(
                 self.folder,
                 f"ray.max_failures: {len(failures)} failures in a row without a new checkpoint, the last: "
-                f"{failures[-1]}; see failures.txt in the run's folder. The same command tries again",
+                f"{failures[-1]}; tracebacks, where there were any, are in {self.folder.name}/failures.txt. The same "
+                "command tries again",
             )
 
 
