@@ -136,6 +136,8 @@ def _fit(
     say: Callable[[str], None],
 ) -> None:
     gpu = clusters.uses_gpu(run, cluster.gpus)
+    # Ray takes what workers report, and sees that they are done, only when it looks: every two seconds if not told.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     if not cluster.own:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
     if run.ray.min_workers is not None:

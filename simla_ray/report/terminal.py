@@ -129,6 +129,8 @@ def _head(summary: dict[str, Any]) -> str:
         speed.append(f"{summary['world_size']} worker{'s' if summary['world_size'] != 1 else ''}")
     if summary.get("restarts"):
         speed.append(f"{summary['restarts']} restart{'s' if summary['restarts'] != 1 else ''}")
+        if summary.get("goodput") is not None:
+            speed.append(f"goodput {percent(summary['goodput'])}")
     if summary.get("best_step") is not None:
         speed.append(f"best step {summary['best_step']:,}")
     lines = [", ".join(facts), ", ".join(speed)]

@@ -25,8 +25,7 @@ class Run(Group):
     def __init__(self, storage: Path, name: str, overrides: list[str], address: str):
         self.folder, self.kills = storage / name, 0
         self.overrides = [*overrides, f"name={name}", f"storage={storage}", "ray.device=cpu", "eval.pairs=64"]
-        # Ray looks at its workers, and takes what they report, every two seconds: long for a step of milliseconds.
-        self.environment = os.environ | {"RAY_ADDRESS": address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+        self.environment = os.environ | {"RAY_ADDRESS": address}
 
     def command(self, *overrides: str) -> list[str]:
         return [sys.executable, str(ROOT / "experiments" / "pretrain.py"), *self.overrides, *overrides]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from simla_ray.config.load import load_run
-from simla_ray.report.terminal import WIDTH, aligned, clock, number, progress_line, summary_table
+from simla_ray.report.terminal import WIDTH, aligned, clock, event_line, number, progress_line, summary_table
 from tests.report.conftest import summary_of, train_line
 
 ALL = ("itc", "itm", "mlm", "mim", "psl")
@@ -69,3 +69,21 @@ def test_summary_without_evaluation():
 
 def test_aligned():
     assert aligned([["loss", "first"], ["itc", "1.0"], ["mlm", "10.0"]]) == "loss  first\nitc     1.0\nmlm    10.0"
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({"event": "checkpoint", "step": 5}, None),
+        (
+            {"event": "resume", "step": 40, "world_size": 1, "before": 2, "lost_steps": 7},
+            "resume     from step 40 with 1 worker (before: 2), 7 steps to do again",
+        ),
+        (
+            {"event": "checkpoint_failed", "step": 40, "reason": "No space left on device"},
+            "warning    the checkpoint of step 40 cannot be written: No space left on device",
+        ),
+    ],
+)
+def test_what_happened_is_a_line(event, line):
+    assert event_line(event) == line
