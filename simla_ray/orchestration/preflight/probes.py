@@ -122,14 +122,18 @@ def _unreadable(file: File) -> str:
             with os.scandir(path) as entries:
                 next(entries, None)
         else:
-            with files.opened(file.path) as opened:
-                opened.read(1)
+            files.retried(file.path, lambda: _first_byte(file.path))
         size = files.size(file.path)
     except (OSError, UserError) as error:
         return short(error)
     if file.size is not None and size != file.size:
         return f"{size} bytes in place of {file.size}"
     return ""
+
+
+def _first_byte(path: str) -> None:
+    with files.opened(path) as opened:
+        opened.read(1)
 
 
 def _environment(packages: Sequence[str]) -> dict[str, str]:
