@@ -121,8 +121,10 @@ def _unreadable(file: File) -> str:
         if not files.is_remote(file.path) and path.is_dir():
             with os.scandir(path) as entries:
                 next(entries, None)
-        else:
+        elif files.is_remote(file.path):
             files.retried(file.path, lambda: _first_byte(file.path))
+        else:
+            _first_byte(file.path)
         size = files.size(file.path)
     except (OSError, UserError) as error:
         return short(error)
