@@ -47,9 +47,7 @@ class Snapshot:
 
     def take(self, run: Run, model: Model, optimizer: torch.optim.Optimizer, state: State) -> None:
         """Copy everything; this is what the step waits for."""
-        self.taken = {name: self._buffer(name, value) for name, value in _tensors(model, optimizer)}
-        for name, value in _tensors(model, optimizer):
-            self.taken[name].copy_(value, non_blocking=True)
+        self.taken = {n: self._buffer(n, t).copy_(t, non_blocking=True) for n, t in _tensors(model, optimizer)}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.state, self.config = json.dumps(state.to_json()), to_yaml(run)
