@@ -43,9 +43,14 @@ def run(data, place, tmp_path):
 
 @pytest.fixture(scope="module")
 def calm(data, place, tmp_path_factory):
-    """The undisturbed run."""
+    """The undisturbed run; meanwhile a second command of its name was given, ``second``."""
     found = Run(tmp_path_factory.mktemp("calm"), "calm", [*overrides(data[0]), f"optim.epochs={EPOCHS}"], place[0])
-    found.to_the_end(2)
+    driver = found.begin(2)
+    found.reach(driver, 5)
+    found.second = subprocess.run(
+        found.command("ray.workers=2", "data.decode_cpus=2"), env=found.environment, capture_output=True, text=True
+    )
+    found.finish(driver)
     return found
 
 
@@ -158,19 +163,13 @@ def test_exactly_once_when_gradients_are_not_finite(run, data, place, calm):
     assert hurt.losses()[:12] == calm.losses()[:12]
 
 
-def test_two_commands_of_one_name(run, data, calm):
+def test_two_commands_of_one_name(data, calm):
     """The second is refused in one line, while the first trains, and takes nothing."""
-    first = run()
-    driver = first.begin(1)
-    first.reach(driver, 5)
-    second = subprocess.run(
-        first.command("ray.workers=1", "data.decode_cpus=1"), env=first.environment, capture_output=True, text=True
-    )
-    assert second.returncode == 2
-    assert second.stderr.count("\n") == 1
-    assert "another process is running this run; give it another --name" in second.stderr
-    first.finish(driver)
-    every_sample_once(first, data[1])
+    assert calm.second.returncode == 2
+    assert calm.second.stderr.count("\n") == 1
+    assert "another process is running this run; give it another --name" in calm.second.stderr
+    every_sample_once(calm, data[1])
+    assert calm.legs() == 1
 
 
 def test_a_run_that_gets_nowhere_gives_up(run, data, place):

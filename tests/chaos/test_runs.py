@@ -117,7 +117,7 @@ def test_exactly_once_with_ten_kills_and_one_two_one_workers(address, data, tmp_
     folder, uids = data
     killed = Run(tmp_path, "killed", overrides(folder / "a.parquet"), address)
     draw = random.Random(7)
-    for world, workers in ((1, 1), (2, 1), (1, 0), (2, 1), (2, 1), (1, 0)):
+    for world, workers in ((1, 2), (2, 3), (1, 2)):  # a driver takes longer to start than its workers
         killed.until_killed(world, draw.randint(2, 22), workers=workers)
     killed.to_the_end(1)
     assert killed.kills == 10
@@ -139,7 +139,7 @@ def test_exactly_once_in_a_mixture_while_the_batch_size_changes(address, data, t
     mixed = [*overrides(folder / "a.parquet", folder / "b.parquet"), "data.weights=[0.5, 1.5]"]
     killed = Run(tmp_path, "mixed", mixed, address)
     draw = random.Random(8)
-    for batch, world in ((64, 1), (128, 2), (96, 2), (32, 1)):
+    for batch, world in ((64, 1), (128, 2), (96, 2)):
         killed.until_killed(world, draw.randint(3, 22), f"batch.global={batch}")
     killed.to_the_end(2, "batch.global=64", "batch.micro=16")
     times, drops = killed.times(), killed.drops()
