@@ -6,6 +6,7 @@ Shape legend, used in comments and in suffixes of tensor names everywhere:
     P  patches of an image         N  image tokens, P + 1          K  visual codes
     D  width of a tower            E  width of the joint space     Q  queued keys
     H  attention heads             M  masked positions of a row, padded; weight 0 marks padding
+    A  tokens of an answer, its start and its end included (padded)
     C  rows of the micro-batch that get a masked image (``mim.batch_fraction``), the first C of B
 """
 
@@ -38,6 +39,9 @@ class Batch:
     keyword_ok: Tensor  # (B, L) bool, may become a keyword
     keyword_prior: Tensor  # (B, L) float32, score of psl.select controls; zeros with attention
     image_id: Tensor  # (B,) int64, equal for captions of one image
+    second_image: Tensor | None = None  # (B, 3, px, px) uint8, of statements about two pictures
+    answer_ids: Tensor | None = None  # (B, A) int64: [CLS], an answer's pieces, [SEP], padding
+    label: Tensor | None = None  # (B,) int64: class of a statement, or number of a known answer
     code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
     codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
     uid: list[str] = field(default_factory=list)  # host side: who is in here
@@ -75,8 +79,18 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Result of one evaluation task: numbers for the table and the summary, and what its figures are drawn from."""
+    """Result of one evaluation task: numbers for the table and the summary, and what its figures are drawn from.
+
+    ``intervals`` has the names of ``metrics``, nested like them, with [low, high] in place of the numbers; a metric
+    that is no mean over cases has none.
+    """
 
     task: str
     metrics: dict[str, Any]
     examples: list[dict[str, Any]] = field(default_factory=list)
+    intervals: dict[str, Any] = field(default_factory=dict)
+
+
+def with_intervals(metrics: dict[str, Any], intervals: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a task as summaries hold them: with its intervals, where it has some, under ``intervals``."""
+    return metrics | {"intervals": intervals} if intervals else metrics

@@ -12,6 +12,20 @@ class Method(StrEnum):
     siglip = "siglip"
 
 
+class Task(StrEnum):
+    retrieval = "retrieval"
+    grounding = "grounding"
+    vqa = "vqa"
+    entailment = "entailment"
+    nlvr = "nlvr"
+    nlvr2 = "nlvr2"
+
+
+class AnswerHead(StrEnum):
+    decoder = "decoder"
+    classifier = "classifier"
+
+
 class Size(StrEnum):
     tiny = "tiny"
     small = "small"

@@ -15,11 +15,18 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from simla_ray.config.enums import Variant
+from simla_ray.config.enums import Task, Variant
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 
 AXES = ("size", "method", "variant")
+#: What fine-tuning takes over from the run whose weights it starts from.
+INHERITED = (
+    "method", "size", "variant", "joint_width", "queue", "teacher", "temperature", "world", "data", "vision", "text",
+    "codes", "objectives", "batch", "optim", "checkpoint", "eval", "precision",
+)  # fmt: skip
+#: Keys of ``data`` that say which data, and not how they are read: other data bring all of them anew.
+WHERE = ("train", "weights", "val", "test", "train_split", "val_split", "test_split", "image_roots")
 
 
 def load_run(
@@ -43,6 +50,10 @@ def load_run(
         _merge(tree, _nest(path, value))
     if presets:
         tree = _over_presets(tree, problems)
+    return _validated(tree, problems)
+
+
+def _validated(tree: Mapping[str, Any], problems: list[str]) -> Run:
     try:
         run = Run.model_validate(tree)
     except ValidationError as error:
@@ -50,6 +61,36 @@ def load_run(
     if problems:
         raise UserError("\n".join(problems))
     return run
+
+
+def load_finetuning(
+    start: Run, files: Sequence[Path | str] = (), overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Run:
+    """Build the run that fine-tunes what another has trained.
+
+    Architecture, vocabulary, augmentation and data are the other's; over them lie the recipe of its size, the preset
+    of the task, files and overrides. Where it was trained, with what seed and on how many workers is not inherited.
+
+    Raises:
+        UserError: as ``load_run``, or no task is named.
+    """
+    problems: list[str] = []
+    given: dict[str, Any] = {}
+    for file in files:
+        _merge(given, read_yaml(Path(file)))
+    for path, value in _pairs(overrides, problems):
+        _merge(given, _nest(path, value))
+    task, allowed = given.get("task"), [str(task) for task in Task]
+    if task not in allowed:
+        found = "missing" if task is None else f"{task} is not"
+        raise UserError(f"task: {found} one of {', '.join(allowed)}{_did_you_mean(str(task), allowed)}")
+    tree = {name: value for name, value in to_dict(start).items() if name in INHERITED}
+    if "train" in given.get("data", {}):
+        tree["data"] = {name: value for name, value in tree["data"].items() if name not in WHERE}
+    tree["ray"] = to_dict(start)["ray"] | {"address": None}
+    for preset in (_preset("finetune", str(start.size)), _preset("task", task), given):
+        _merge(tree, preset)
+    return _validated(tree, problems)
 
 
 def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:

@@ -21,12 +21,16 @@ from simla_ray.config.enums import (
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
 
+#: Objectives of fine-tuning: their texts are questions and statements, not captions.
+OF_TASKS = ("answers", "labels")
 #: Metric that may pick the best checkpoint -> objective that gives it.
 VALIDATION_METRICS = {
     "retrieval_r10": "itc",
     "itm_accuracy": "itm",
     "mlm_accuracy": "mlm",
     "mim_accuracy": "mim",
+    "answers_accuracy": "answers",
+    "labels_accuracy": "labels",
     "last": None,
 }
 
@@ -37,6 +41,12 @@ def problems_of(run: Run) -> Iterator[str]:
     micro, total = run.batch.micro, run.batch.global_
     if not on:
         yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
+    for name in OF_TASKS:
+        if name in on and len(on) > 1:
+            yield f"objectives.{name}: reads other texts than {', '.join(o for o in on if o != name)}; switch one off"
+    if "answers" in on and run.objectives.answers.max_tokens > run.text.max_positions:  # type: ignore[union-attr]
+        found = run.objectives.answers.max_tokens  # type: ignore[union-attr]
+        yield f"objectives.answers.max_tokens: {found} is more than text.max_positions={run.text.max_positions}"
     if total % micro:
         yield f"batch.global: {total} is not a multiple of batch.micro={micro}"
     elif run.micro_batches < run.ray.workers:

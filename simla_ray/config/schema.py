@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from simla_ray.config.enums import (
+    AnswerHead,
     Augment,
     CodesKind,
     ContrastLoss,
@@ -39,6 +40,7 @@ from simla_ray.config.enums import (
     Size,
     SoftDim,
     Stem,
+    Task,
     TeacherMode,
     TemperatureKind,
     Variant,
@@ -76,7 +78,7 @@ def _yaml_off(value: Any) -> Any:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl"]
+ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "answers", "labels"]
 
 
 class World(Section):
@@ -87,6 +89,7 @@ class World(Section):
     n_test: int = identity(500, "scenes in world:test", ge=1)
     image_px: int = identity(48, "side of a rendered scene, pixels", ge=32, le=512)
     seed: int = identity(0, "seed of the scenes; apart from the run's seed, so that seeds share one world", ge=0)
+    questions: int = identity(0, "questions and statements per scene, for fine-tuning; 0: none", ge=0, le=20)
 
 
 class Data(Section):
@@ -255,12 +258,31 @@ class Psl(Distilled):
     )
 
 
+class Answers(Objective):
+    head: AnswerHead = identity(
+        AnswerHead.decoder,
+        "decoder: writes an answer word by word (ALBEF, SIMLA); classifier: one of the known answers",
+    )
+    most: int = identity(3000, "answers to choose from: the most frequent of the training questions", ge=2)
+    depth: int | None = identity(
+        None, "layers of the decoder; null: half of text.depth, started from the upper ones", ge=1
+    )
+    max_tokens: int = identity(10, "tokens of an answer, its end included", ge=2)
+
+
+class Labels(Objective):
+    classes: list[str] = identity(..., "labels of the statements that are judged", min_length=2)
+    pictures: int = identity(1, "pictures that a statement is about: 2 for NLVR2", ge=1, le=2)
+
+
 class Objectives(Section):
     itc: Itc | None = identity(None, "image-text contrast (global)")
     itm: Itm | None = identity(None, "image-text matching (global)")
     mlm: Mlm | None = identity(None, "masked language modelling over the image (XMM, text side)")
     mim: Mim | None = identity(None, "masked image modelling over the text (XMM, image side)")
     psl: Psl | None = identity(None, "pseudo-supervised keyword learning (conceptual)")
+    answers: Answers | None = identity(None, "fine-tuning: answers to questions about the image")
+    labels: Labels | None = identity(None, "fine-tuning: a label for a statement about one image or two")
 
     def active(self) -> dict[str, Objective]:
         """The objectives that are switched on, by name, in the order of the losses everywhere."""
@@ -335,6 +357,9 @@ class Eval(Section):
     best: str = operational("retrieval_r10", "validation metric (higher is better) that picks the best checkpoint")
     pairs: int = operational(1000, "rows at most in validation retrieval and in the final evaluation", ge=2)
     rerank_top_k: int = operational(32, "candidates that ITM re-ranks per query", ge=1)
+    answers_top_k: int = operational(
+        128, "answers whose whole likelihood a decoder computes: those whose first piece is the likeliest", ge=1
+    )
 
 
 class Log(Section):
@@ -348,9 +373,12 @@ class Report(Section):
 
 
 class Run(Section):
-    """One pretraining run."""
+    """One run: a pretraining, or the fine-tuning of what one has trained."""
 
     method: Method = identity(Method.simla, "what is trained")
+    task: Task | None = identity(
+        None, "what trained weights are fine-tuned for (experiments/finetune.py); null: pretraining"
+    )
     size: Size = identity(Size.tiny, "how large, and the recipe that goes with it")
     variant: Variant = identity(Variant.default, "official: every quirk of the official code")
     name: str | None = operational(
@@ -402,6 +430,8 @@ class Run(Section):
         if self.variant is not Variant.default:
             parts.append(str(self.variant))
         parts.append(str(self.size))
+        if self.task is not None:
+            parts.append(str(self.task))
         if "mim" in self.objectives.active():
             parts.append(f"{self.codes.kind}{self.codes.n}")
         return "-".join(parts)

@@ -20,6 +20,8 @@ ENCODED = pa.struct(
         **dict.fromkeys(("uid", "image_id", "path", "reason"), pa.string()),
         "captions": pa.list_(pa.string()),
         "image": pa.large_binary(),
+        "asked": pa.string(),  # questions or statements, as JSON
+        "images": pa.list_(pa.large_binary()),
     }
 )
 ROWS = pa.schema({"rows": pa.list_(ENCODED)})

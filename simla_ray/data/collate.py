@@ -55,9 +55,17 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
         ),
         image_id=_tensor(column["image_id"]),
         code_image=code_image,
+        second_image=_tensor(column["second_image"]) if "second_image" in column else None,
+        answer_ids=_tensor(_cut(column["answer_ids"])) if "answer_ids" in column else None,
+        label=_tensor(column["label"]) if "label" in column else None,
         uid=list(uids),
         epoch=list(epochs),
     )
+
+
+def _cut(answer_ids: np.ndarray) -> np.ndarray:
+    """(B, A) without the columns in which every answer has ended."""
+    return answer_ids[:, : int((answer_ids != 0).sum(1).max())]
 
 
 def _tensor(values: np.ndarray) -> Tensor:

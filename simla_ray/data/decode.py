@@ -50,6 +50,10 @@ class DropRow(Exception):
     | caption_unreadable | the file of the captions cannot be read, or is no JSON |
     | caption_outside_roots | the file of the captions is a link that leads out of its folder |
     | keywords_unreadable, phrases_unreadable, boxes_unreadable, box_labels_unreadable | not what ``data.schema`` says |
+    | qas_unreadable, statements_unreadable, images_unreadable | the same |
+    | qas_empty, statements_empty | no question with an answer, no statement with a label |
+    | label_unknown | no statement with one of the run's labels |
+    | images_not_two | a statement about two pictures has not two |
     | tar_truncated | the tar breaks off inside the row |
     | row_group_unreadable | its row group of a Parquet file is damaged |
     """

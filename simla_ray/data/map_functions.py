@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Window
+from simla_ray.data.questions import COLUMNS, task_columns
 from simla_ray.data.sample import Sample, SampleMaker, stacked
-from simla_ray.data.schema import TRAINING
+from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
@@ -42,10 +44,13 @@ class WindowReader:
 
     Args:
         repeated: (n,) sorted ordinals of rows whose uid an earlier row has; they are dropped.
+        columns: those that the run reads beside pretraining's, see ``questions.task_columns``.
     """
 
-    def __init__(self, index: Index, order: Order, repeated: np.ndarray = NONE):
+    def __init__(self, index: Index, order: Order, repeated: np.ndarray = NONE, columns: Sequence[str] = ()):
         self.index, self.order, self.repeated = index, order, repeated
+        self.columns = training_columns(columns)
+        self.asked = next((name for name in COLUMNS.values() if name in columns), None)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for windows in batch.column("windows").to_pylist():
@@ -66,7 +71,7 @@ class WindowReader:
         repeated = np.isin(ordinals, self.repeated)
         rows: list[dict[str, Any]] = [{}] * len(ordinals)
         for unit, places, where in self.index.locate(ordinals):
-            for i, row in zip(where.tolist(), read_rows(unit, places, TRAINING, self.index.roots), strict=True):
+            for i, row in zip(where.tolist(), read_rows(unit, places, self.columns, self.index.roots), strict=True):
                 rows[i] = {
                     "lane": window.lane,
                     "epoch": window.epoch,
@@ -77,6 +82,8 @@ class WindowReader:
                     "captions": row["captions"],
                     **_image(row["image"] if not repeated[i] else "uid_duplicate"),
                 }
+                if self.asked:
+                    rows[i] |= {"asked": json.dumps(row.get(self.asked)), "images": row.get("images")}
         return rows
 
 
@@ -94,6 +101,7 @@ class BlockMaker:
     def __init__(self, run: Run, vocabulary: Vocabulary):
         # Every task gets a map function of its own; opening a large vocabulary for each would cost more than the rows.
         self.pickled = pickle.dumps((run, vocabulary))
+        self.asked = next((name for name in task_columns(run) if name in COLUMNS.values()), None)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         make = _maker_of(self.pickled)
@@ -106,6 +114,8 @@ class BlockMaker:
         for row in rows:
             path, image = row["path"], row["image"]
             row["image"] = row["reason"] or (Path(path) if path is not None else image)
+            if row["asked"] is not None:
+                row[self.asked] = json.loads(row["asked"])
             try:
                 samples.append(make(row, row["epoch"], row["time"]))
                 reasons.append("")
@@ -130,7 +140,11 @@ def _blank(make: SampleMaker) -> Sample:
     """A sample of the right shapes, for a block in which every row is dropped."""
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "PNG")
-    return make({"uid": "", "image_id": "", "image": buffer.getvalue(), "captions": ["a"]}, 0)
+    image, run = buffer.getvalue(), make.run
+    asked: dict[str, Any] = {"qas": [{"question": "a", "answers": make.vocabulary.answers[:1] or ["a"]}]}
+    if run.objectives.labels is not None:
+        asked = {"statements": [{"text": "a", "label": run.objectives.labels.classes[0]}], "images": [image, image]}
+    return make({"uid": "", "image_id": "", "image": image, "captions": ["a"], **asked}, 0)
 
 
 class CaptionReader:

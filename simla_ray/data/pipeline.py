@@ -26,6 +26,7 @@ from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, repeats
 from simla_ray.data.map_functions import BLOCK_ROWS, NONE, BlockMaker, CaptionReader, PatchReader, WindowReader
 from simla_ray.data.order import Order, Share, Window
+from simla_ray.data.questions import task_columns
 from simla_ray.data.sample import code_image_px
 from simla_ray.data.sources import read_pieces
 from simla_ray.data.text import Vocabulary
@@ -141,7 +142,7 @@ def training_stream(
     rounds = [{"windows": [astuple(w) for w in windows]} for windows in rounds_of(windows, order.window)]
     dataset = ray.data.from_items(rounds, override_num_blocks=min(len(rounds), MAX_BLOCKS))
     dataset = dataset.map_batches(
-        WindowReader(index, order, repeated),
+        WindowReader(index, order, repeated, task_columns(run)),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=max(1, tasks // SAMPLERS_PER_READER)),
@@ -167,7 +168,8 @@ def training_stream(
 
 def made_bytes(run: Run, tasks: int) -> int:
     """Samples in the object store, those that ``tasks`` CPUs are making for a worker and those that wait for it."""
-    samples = BLOCK_ROWS * 3 * (run.vision.image_px**2 + code_image_px(run) ** 2)
+    pictures = 1 + ("images" in task_columns(run))
+    samples = BLOCK_ROWS * 3 * (pictures * run.vision.image_px**2 + code_image_px(run) ** 2)
     return samples * (TASK_BLOCKS * (tasks + 1) + WAITING_BLOCKS)
 
 

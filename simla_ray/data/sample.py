@@ -17,6 +17,7 @@ from simla_ray.data.augment import draw_view, evaluation_view, reduction_for, re
 from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.draws import rng_for, stable_hash
 from simla_ray.data.masking import mask_patches, mask_words
+from simla_ray.data.questions import Asker
 from simla_ray.data.text import (
     Encoded,
     Vocabulary,
@@ -52,6 +53,8 @@ class SampleMaker:
         psl = run.objectives.psl
         self.stop_words = load_stop_words(psl.stop_words) if psl is not None and "psl" in self.on else frozenset()
         self.code_px = code_image_px(run)
+        self.ask = Asker(run, vocabulary, training=training)
+        self.pictures = run.objectives.labels.pictures if self.ask.labels is not None else 1  # type: ignore[union-attr]
 
     def __call__(self, row: Mapping[str, Any], epoch: int, time: int = 0) -> Sample:
         """The arrays of a row (shapes without the batch axis; text padded to ``text.max_tokens``).
@@ -59,14 +62,21 @@ class SampleMaker:
         ``epoch`` and ``time``: see ``rng_for``.
 
         Raises:
-            DropRow: caption_empty, those of ``EncodedImage``, or the reader's reason.
+            DropRow: caption_empty, those of ``Asker`` and ``EncodedImage``, or the reader's reason.
         """
         if isinstance(row["image"], str):  # the reader's reason comes before what follows from it
             raise DropRow(row["image"])
         rng = rng_for(self.run.seed, epoch, row["uid"], time)
-        caption, encoded = self._caption(row["captions"], rng)
+        target: Sample = {}
+        if self.ask.asks:
+            asked = self.ask(row, rng)
+            caption, encoded, target = asked.said, asked.encoded, asked.target
+        else:
+            caption, encoded = self._caption(row["captions"], rng)
         picture = self._picture(row["image"], caption, rng)
-        sample = {"image": picture.image, "image_id": np.int64(stable_hash(row["image_id"]))}
+        sample = {"image": picture.image, "image_id": np.int64(stable_hash(row["image_id"])), **target}
+        if self.pictures == 2:
+            sample["second_image"] = self._picture(_second(row), caption, rng).image
         if picture.code_image is not None:
             sample["code_image"] = picture.code_image
         sample |= self._text(encoded, rng)
@@ -130,6 +140,13 @@ class SampleMaker:
             out["keyword_ok"] = _pad(ok, length, not psl.exclude_special)
             out["keyword_prior"] = _pad(keyword_prior(encoded, psl, vocabulary.frequency, rng), length, 0.0)
         return out
+
+
+def _second(row: Mapping[str, Any]) -> Any:
+    images = row.get("images") or ()
+    if len(images) != 2:
+        raise DropRow("images_not_two")
+    return images[1]
 
 
 def stacked(samples: Sequence[Sample]) -> Sample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,10 @@ _DELETED = re.compile(r"[,.'!?\"()*#:;~]")
 _SPACED = re.compile(r"[-/\s]+")
 #: Words that name a side: such a caption is not mirrored with ``data.hflip: caption_safe``.
 SIDES = frozenset({"left", "right", "leftmost", "rightmost", "lefthand", "righthand", "clockwise", "counterclockwise"})
+
+
+#: File of the known answers, beside those of the vocabulary.
+ANSWERS = "answers.json"
 
 
 def clean(caption: str, max_words: int) -> str:
@@ -52,12 +56,14 @@ class Encoded:
 class Vocabulary:
     """A WordPiece vocabulary and how often its words occur in the training captions.
 
-    ``frequency`` maps a whole word to the fraction of training captions that contain it.
+    ``frequency`` maps a whole word to the fraction of training captions that contain it; ``answers`` are those that
+    questions have in training, the most frequent first, where a run learns to answer.
     """
 
-    def __init__(self, tokenizer: Tokenizer, frequency: dict[str, float]):
+    def __init__(self, tokenizer: Tokenizer, frequency: dict[str, float], answers: Sequence[str] = ()):
         self.tokenizer = tokenizer
         self.frequency = frequency
+        self.answers = tuple(answers)
         ids = [tokenizer.token_to_id(token) for token in SPECIALS]
         if any(i is None for i in ids):
             raise UserError(f"text.vocab: lacks {[t for t, i in zip(SPECIALS, ids, strict=True) if i is None]}")
@@ -92,15 +98,18 @@ class Vocabulary:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "word_frequency.json").write_text(json.dumps(self.frequency))
+        if self.answers:
+            (folder / ANSWERS).write_text(json.dumps(self.answers))
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             frequency = json.loads((folder / "word_frequency.json").read_text())
+            answers = json.loads((folder / ANSWERS).read_text()) if (folder / ANSWERS).exists() else ()
         except Exception as error:  # the tokenizers library raises bare Exception
             raise UserError(f"{folder}: holds no vocabulary ({error})") from None
-        return cls(tokenizer, frequency)
+        return cls(tokenizer, frequency, answers)
 
 
 def build_vocabulary(captions: Iterable[str], text: Text, given: Tokenizer | None = None) -> Vocabulary:

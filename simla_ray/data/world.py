@@ -111,7 +111,7 @@ def make_row(seed: int, split: str, i: int, image_px: int, n_captions: int) -> d
     if not 1 <= n_captions <= 16:
         raise ValueError(f"n_captions must lie in 1..16, found {n_captions}")
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, zlib.crc32(split.encode()), i])))
-    objects, corners = _scene(rng, image_px)
+    objects, corners = draw_scene(rng, image_px)
     image = _render(rng, objects, corners, image_px)
 
     captions: list[str] = []
@@ -132,7 +132,7 @@ def make_row(seed: int, split: str, i: int, image_px: int, n_captions: int) -> d
         "image_id": uid,
         "keywords": sorted({obj[key] for obj in objects for key in ("color", "shape", "size")}),
         "phrases": [
-            {"text": text, "boxes": [obj["box"] for obj in objects if _fits(said, obj)]}
+            {"text": text, "boxes": [obj["box"] for obj in objects if fits(said, obj)]}
             for text, said in zip(phrases, claims[0]["objects"], strict=True)
         ],
         "boxes": [obj["box"] for obj in objects],
@@ -151,12 +151,12 @@ def satisfies(claims: str, scene: str) -> bool:
     `claims` is one entry of a row's `claims`, `scene` the `scene` of the same or another row.
     """
     said, objects = json.loads(claims), json.loads(scene)
-    fitting = [[k for k, obj in enumerate(objects) if _fits(named, obj)] for named in said["objects"]]
+    fitting = [[k for k, obj in enumerate(objects) if fits(named, obj)] for named in said["objects"]]
 
     def assign(chosen: list[int]) -> bool:
         if len(chosen) == len(fitting):
             return all(
-                _holds(relation, objects[chosen[a]]["box"], objects[chosen[b]]["box"])
+                holds(relation, objects[chosen[a]]["box"], objects[chosen[b]]["box"])
                 for a, relation, b in said["relations"]
             )
         return any(assign([*chosen, k]) for k in fitting[len(chosen)] if k not in chosen)
@@ -164,16 +164,21 @@ def satisfies(claims: str, scene: str) -> bool:
     return all(fitting) and assign([])
 
 
-def generate(folder: Path, counts: dict[str, int], image_px: int, seed: int, shard_rows: int = 2000) -> None:
+def generate(
+    folder: Path, counts: dict[str, int], image_px: int, seed: int, shard_rows: int = 2000, questions: int = 0
+) -> None:
     """Write the rows of all splits as Parquet shards `{split}-{k:04d}.parquet`, with one Ray Data job.
 
-    `counts` gives the rows of each split; rows of "train" have three captions, others one. Ray must be running, and the
-    folder must be visible to all its nodes. The bytes of a shard depend on the arguments only. `world.json`, written
-    last, holds the arguments: if it is there with equal ones nothing is done. Raises UserError if it holds other
-    arguments, if the folder has shards that these arguments do not make, or for arguments out of range.
+    `counts` gives the rows of each split; rows of "train" have three captions, others one. With `questions` each row
+    has that many `qas` and `statements` in addition (`world_questions`). Ray must be running, and the folder must be
+    visible to all its nodes. The bytes of a shard depend on the arguments only. `world.json`, written last, holds
+    the arguments: if it is there with equal ones nothing is done. Raises UserError if it holds other arguments, if the
+    folder has shards that these arguments do not make, or for arguments out of range.
     """
     arguments = {"counts": dict(counts), "image_px": image_px, "seed": seed, "shard_rows": shard_rows}
     arguments["version"] = WORLD_VERSION
+    if questions:
+        arguments["questions"] = questions
     folder = Path(folder).resolve()
     record = folder / "world.json"
     if record.exists():
@@ -198,7 +203,7 @@ def generate(folder: Path, counts: dict[str, int], image_px: int, seed: int, sha
 
         def write(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             for index in batch["id"]:
-                _write_shard(folder, *shards[int(index)], image_px, seed)
+                _write_shard(folder, *shards[int(index)], image_px, seed, questions)
             return batch
 
         written = ray.data.range(len(shards), override_num_blocks=len(shards)).map_batches(write, batch_size=None)
@@ -214,7 +219,8 @@ def _check_record(record: Path, arguments: dict[str, Any]) -> None:
         found = json.loads(record.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{record}: not readable as JSON ({error}); empty the folder first") from error
-    for key, value in arguments.items():
+    for key in {**arguments, **found}:
+        value = arguments.get(key)
         if found.get(key) != value:
             raise UserError(
                 f"{record.parent}: holds a world with {key} = {found.get(key)!r}, but {value!r} is asked for;"
@@ -237,33 +243,47 @@ def _shard_name(split: str, k: int) -> str:
     return f"{split}-{k:04d}.parquet"
 
 
-def _write_shard(folder: Path, split: str, k: int, start: int, stop: int, image_px: int, seed: int) -> None:
+def _write_shard(
+    folder: Path, split: str, k: int, start: int, stop: int, image_px: int, seed: int, questions: int = 0
+) -> None:
+    from simla_ray.data.world_questions import COLUMNS, questions_of  # it asks about what is here
+
+    schema = pa.schema([*SCHEMA, *COLUMNS]) if questions else SCHEMA
     n_captions = TRAIN_CAPTIONS if split == "train" else 1
     name = _shard_name(split, k)
     temporary = folder / f".{name}.{os.getpid()}"
     try:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for first in range(start, stop, ROW_GROUP_ROWS):
                 last = min(first + ROW_GROUP_ROWS, stop)
                 rows = [make_row(seed, split, i, image_px, n_captions) for i in range(first, last)]
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), row_group_size=ROW_GROUP_ROWS)
+                if questions:
+                    for i, row in zip(range(first, last), rows, strict=True):
+                        row |= questions_of(seed, split, i, json.loads(row["scene"]), questions)
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=ROW_GROUP_ROWS)
         temporary.replace(folder / name)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _fits(said: dict[str, str], obj: dict[str, Any]) -> bool:
+def fits(said: dict[str, str], obj: dict[str, Any]) -> bool:
+    """Whether an object has all the attributes said."""
     return all(obj[key] == value for key, value in said.items())
 
 
-def _holds(relation: str, a: list[float], b: list[float]) -> bool:
+def holds(relation: str, a: list[float], b: list[float]) -> bool:
     """Whether the centre of box `a` lies to `relation` of that of box `b`, by the margin."""
+    return offset(relation, a, b) >= RELATION_MARGIN
+
+
+def offset(relation: str, a: list[float], b: list[float]) -> float:
+    """How far the centre of box `a` lies to `relation` of that of box `b`, as a share of the image side."""
     dx = (a[0] + a[2] - b[0] - b[2]) / 2
     dy = (a[1] + a[3] - b[1] - b[3]) / 2
-    return {"left": -dx, "right": dx, "above": -dy, "below": dy}[relation] >= RELATION_MARGIN
+    return {"left": -dx, "right": dx, "above": -dy, "below": dy}[relation]
 
 
-def _scene(rng: np.random.Generator, px: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, int]]]:
+def draw_scene(rng: np.random.Generator, px: int) -> tuple[list[dict[str, Any]], list[tuple[int, int, int]]]:
     """The objects of a scene, and (left, top, side) of each in whole pixels."""
     n = int(np.searchsorted((0.15, 0.55), rng.random(), side="right")) + 2
     kinds = rng.permutation(len(SHAPES) * len(COLORS))[:n].tolist()
@@ -387,7 +407,7 @@ def _caption(rng: np.random.Generator, objects: list[dict[str, Any]]) -> tuple[s
     joins = _JOINS
     rest = phrases[1:]
     if rng.random() < _RELATION_SAID[n_named]:
-        relation = _pick(rng, tuple(name for name in RELATIONS if _holds(name, named[0]["box"], named[1]["box"])))
+        relation = _pick(rng, tuple(name for name in RELATIONS if holds(name, named[0]["box"], named[1]["box"])))
         relations.append((0, relation, 1))
         words += [_pick(rng, RELATIONS[relation]), rest.pop(0)]
         joins = _CLAUSE_JOINS

@@ -106,6 +106,8 @@ CALLED = {
     "mlm": {"objective", "o"},
     "mim": {"objective", "o"},
     "psl": {"objective", "o"},
+    "answers": {"objective", "o"},
+    "labels": {"objective", "o"},
     "phases": {"phase", "p"},
 }
 

@@ -37,9 +37,10 @@ def test_arrays_are_handed_on_without_a_copy():
 
 def test_rows_of_several_blocks_come_back_in_order():
     row = {"lane": 1, "epoch": 0, "offset": 7, "time": 0, "uid": "u", "image_id": "i", "captions": ["a", ""]}
+    row |= {"asked": None, "images": None}
     encoded = [
         row | {"image": b"\x00jpeg", "path": None, "reason": None},
-        row | {"image": None, "path": "/x.jpg", "reason": None},
+        row | {"image": None, "path": "/x.jpg", "reason": None, "asked": "[]", "images": [b"a", b"b"]},
         row | {"image": None, "path": None, "reason": "image_missing", "captions": []},
     ]
     tables = [rows_table(encoded[:2]), rows_table([{k: v for k, v in encoded[2].items() if v is not None}])]

@@ -91,6 +91,21 @@ def pixels(image):
 
 
 @pytest.mark.ray
+def test_questions_statements_and_pairs_are_converted(ray_session, tmp_path):
+    qas = [{"question": "what is it?", "answers": ["a dog", "dog"], "type": "other"}]
+    rows = [{"uid": f"u{i}", "images": [picture(i), picture(i + 9)], "qas": qas, "sentence": f"no. {i}", "label": i > 1}
+            for i in range(4)]  # fmt: skip
+    rows.append(rows[0] | {"uid": "u4", "images": [picture(4), b"<html>"]})
+    assert convert(write_parquet(tmp_path, rows), tmp_path / "out", "--max-px", "20") == 0
+    assert manifest(tmp_path / "out")["dropped"] == {"image_unreadable": 1}
+    before, after = read(tmp_path / "rows.parquet")[:4], read(tmp_path / "out")
+    for was, now in zip(before, after, strict=True):
+        assert {k: v for k, v in now.items() if "image" not in k} == {k: v for k, v in was.items() if "image" not in k}
+        assert now["statements"] == [{"text": was["captions"][1], "label": str(was["uid"] > "u1").lower()}]
+        assert [decode(image, MAX_PIXELS).size for image in now["images"]] == [(20, 15)] * 2
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("write", [write_parquet, write_tars, write_csv, write_folder])
 def test_every_source_reads_back_to_the_same_rows(ray_session, tmp_path, write):
     rows, source = make_rows(12), tmp_path / "source"

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)]),
 ]
-REASONS = "(image|caption|keywords|phrases|boxes|box_labels|tar|row_group)_[a-z0-9_]+"
+REASONS = "(images?|caption|keywords|phrases|boxes|box_labels|qas|statements|tar|row_group)_[a-z0-9_]+"
 #: An example that takes longer hangs; a busy machine has its share in it.
 DEADLINE = timedelta(seconds=20)
 
@@ -122,9 +122,7 @@ def use(vocabulary):
             try:
                 assert make(row, 0)["image"].shape == (3, 48, 48)
             except DropRow as drop:
-                assert re.fullmatch(
-                    "(image|caption|keywords|phrases|boxes|box_labels|tar|row_group)_[a-z0-9_]+", drop.reason
-                )
+                assert re.fullmatch(REASONS, drop.reason)
 
     return one
 
@@ -167,7 +165,12 @@ def test_pictures(seconds):
 
 
 def test_rows(seconds, use):
-    columns = {name: ANYTHING for name in ("uid", "image_id", "captions", "keywords", "phrases", "boxes", "box_labels")}
+    names = (
+        "uid", "image_id", "captions", "keywords", "phrases", "boxes", "box_labels", "qas", "statements", "images",
+        "sentence", "label",
+    )  # fmt: skip
+    entry = st.dictionaries(st.sampled_from(["question", "answers", "type", "text", "label", "bytes"]), ANYTHING)
+    columns = {name: st.one_of(ANYTHING, st.lists(entry, max_size=3)) for name in names}
     images = st.sampled_from([PICTURES[0], PICTURES[4], b"", None, {"bytes": PICTURES[8]}, {"path": "/etc/hostname"}])
     fuzz(seconds, lambda row: use(normalise(row, "file:0")), st.fixed_dictionaries({"image": images}, optional=columns))
 
@@ -262,7 +265,10 @@ def test_json(seconds, read, tmp_path):
         "annotations": [{"image_id": 1, "caption": "a red ring"}],
         "licenses": [{"id": 1, "name": "BY"}],
     }
-    keys = st.sampled_from(["image", "caption", "captions", "uid", "image_id", "phrases", "boxes", "split", "license"])
+    keys = st.sampled_from([
+        "image", "caption", "captions", "uid", "image_id", "phrases", "boxes", "split", "license", "images", "qas",
+        "sentence", "label",
+    ])  # fmt: skip
     paths = st.sampled_from(["a.jpg", "/etc/hostname", "../a.jpg", "a" * 5000, "\0", "\udc00", ".", ""])
     lists = st.lists(st.dictionaries(keys, st.one_of(paths, ANYTHING), max_size=9), max_size=3)
     inner = st.lists(

@@ -71,7 +71,7 @@ def convert(
     else:
         check_same(plan.asked, asked, str(folder))
     try:
-        with _locked(folder):
+        with locked(folder, "--to"):
             for left in folder.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
             return _convert(index, plan, uris, folder, asked, options, tasks, address, say)
@@ -186,14 +186,14 @@ def _rows_done(folder: Path, plan: Plan) -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes into a folder."""
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """One process at a time writes into a folder; ``key`` is what errors call it."""
     (folder / STATE).mkdir(parents=True, exist_ok=True)
     with (folder / STATE / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--to: another process is converting into {folder}; wait for it") from None
+            raise UserError(f"{key}: another process is writing into {folder}; wait for it") from None
         except OSError:  # a file system without locks
             pass
         yield

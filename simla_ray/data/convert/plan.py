@@ -19,7 +19,7 @@ from simla_ray.errors import UserError
 STATE = ".convert"
 MB = 2**20
 #: Part of the plan; raise it with every change that alters what is written.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ TYPES: dict[str, pa.DataType] = {
     "phrases": pa.list_(pa.struct([("text", pa.string()), ("boxes", _BOXES)])),
     "boxes": _BOXES,
     "box_labels": _STRINGS,
+    "qas": pa.list_(pa.struct([("question", pa.string()), ("answers", _STRINGS), ("type", pa.string())])),
+    "statements": pa.list_(pa.struct([("text", pa.string()), ("label", pa.string())])),
+    "images": pa.list_(pa.binary()),
     "split": pa.string(),
     "source": pa.string(),
     "license": pa.string(),
@@ -84,6 +87,25 @@ def picture_of(row: Mapping[str, Any], max_pixels: int) -> Picture:
         return Picture(encoded, str(opened.format), image)
 
 
+def pictures_of(row: Mapping[str, Any], max_pixels: int, max_px: int | None) -> dict[str, Any]:
+    """What is written of a row's pictures: ``image``, or of a pair ``images`` alone.
+
+    Raises:
+        DropRow: one of them cannot be used.
+    """
+    if not row.get("images"):
+        return {"image": resized(picture_of(row, max_pixels), max_px)}
+    if isinstance(row["image"], str):
+        raise DropRow(row["image"])
+    pair = [picture_of({**row, "image": image}, max_pixels) for image in row["images"]]
+    return {"image": None, "images": [resized(picture, max_px) for picture in pair]}
+
+
+def encoded_bytes(row: Mapping[str, Any]) -> int:
+    """Of the pictures of a row as it is written."""
+    return sum(len(image) for image in (row.get("image"), *(row.get("images") or ())) if image is not None)
+
+
 def resized(picture: Picture, max_px: int | None) -> bytes:
     """The picture's own bytes, or, where its longer side exceeds ``max_px``, those of a smaller one."""
     image = picture.image
@@ -100,13 +122,15 @@ def resized(picture: Picture, max_px: int | None) -> bytes:
 
 
 def values_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without its image, every value of the column's type.
+    """The row without its pictures, every value of the column's type.
 
     Raises:
         DropRow: COLUMN_unreadable for a value that is none of the column's type.
     """
     values: dict[str, Any] = {"uid": row["uid"], "captions": [_text(c) for c in row["captions"]]}
     for name in present(row):
+        if name == "images":
+            continue
         try:
             values[name] = _typed(row[name], TYPES[name])
         except (TypeError, ValueError, KeyError):

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from simla_ray.data.convert.plan import MB, STATE, Options, Plan, write_whole
-from simla_ray.data.convert.rows import picture_of, resized, schema_of, values_of
+from simla_ray.data.convert.rows import encoded_bytes, pictures_of, schema_of, values_of
 from simla_ray.data.convert.survey import Place, rows_between
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
@@ -46,30 +46,14 @@ class WriteShards:
             yield {"shard": np.array([number])}
 
     def _write(self, name: str, start: int, stop: int) -> None:
-        state = self.folder / STATE
-        # Of its own: a task that outlived its killed driver may still be writing this shard.
-        temporary = self.folder / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-        report = Report(name)
-        try:
-            with temporary.open("wb") as file:
-                with pq.ParquetWriter(
-                    file,
-                    self.schema,
-                    compression="zstd",
-                    use_dictionary=[c for c in REPEATING if c in self.schema.names],
-                    write_statistics=["uid"],
-                ) as writer:
-                    for rows in self._row_groups(start, stop, report):
-                        writer.write_table(pa.Table.from_pylist(rows, schema=self.schema))
-                        (state / f"{name}.at").write_text(str(report.rows_in))
-                file.flush()
-                os.fsync(file.fileno())
-            report.bytes = temporary.stat().st_size
-            with temporary.open("rb") as file:
-                report.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            temporary.replace(self.folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        state, report = self.folder / STATE, Report(name)
+
+        def groups() -> Iterator[list[dict[str, Any]]]:
+            for rows in self._row_groups(start, stop, report):
+                yield rows
+                (state / f"{name}.at").write_text(str(report.rows_in))
+
+        write_shard(self.folder, report, self.schema, groups())
         # Last: a shard without its report is written again.
         write_whole(state / f"{name}.json", report.to_json())
 
@@ -84,7 +68,7 @@ class WriteShards:
                 report.drop(place, row["uid"], drop.reason)
                 continue
             report.keep(written)
-            size += len(written["image"]) + sum(len(c or "") for c in written["captions"])
+            size += encoded_bytes(written) + sum(len(c or "") for c in written["captions"])
             group.append(written)
             if size >= self.options.row_group_mb * MB:
                 yield group
@@ -95,8 +79,33 @@ class WriteShards:
     def _row(self, place: Place, row: dict[str, Any]) -> dict[str, Any]:
         if place.ordinal in self.duplicates:
             raise DropRow("uid_duplicate")
-        picture = picture_of(row, self.options.max_pixels)
-        return values_of(row) | {"image": resized(picture, self.options.max_px)}
+        pictures = pictures_of(row, self.options.max_pixels, self.options.max_px)
+        return values_of(row) | pictures
+
+
+def write_shard(folder: Path, report: Report, schema: pa.Schema, groups: Iterable[list[dict[str, Any]]]) -> None:
+    """Write the shard that ``report`` names, a row group for each list of rows; note its bytes and their hash there."""
+    # Of its own: a task that outlived its killed driver may still be writing this shard.
+    temporary = folder / f".{report.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            with pq.ParquetWriter(
+                file,
+                schema,
+                compression="zstd",
+                use_dictionary=[c for c in REPEATING if c in schema.names],
+                write_statistics=["uid"],
+            ) as writer:
+                for rows in groups:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            file.flush()
+            os.fsync(file.fileno())
+        report.bytes = temporary.stat().st_size
+        with temporary.open("rb") as file:
+            report.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        temporary.replace(folder / report.name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from simla_ray.data.convert.jobs import run_job
-from simla_ray.data.convert.rows import digest, picture_of, present, resized
+from simla_ray.data.convert.rows import digest, encoded_bytes, pictures_of, present
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index, repeats
 from simla_ray.data.schema import OPTIONAL
@@ -129,7 +129,7 @@ def _row_bytes(index: Index, max_pixels: int, max_px: int | None) -> np.ndarray:
 def _trial(index: Index, start: int, stop: int, max_pixels: int, max_px: int | None) -> Iterator[int]:
     for _, row in rows_between(index, start, stop):
         try:
-            image = resized(picture_of(row, max_pixels), max_px)
+            size = encoded_bytes(pictures_of(row, max_pixels, max_px))
         except DropRow:
             continue
-        yield len(image) + sum(len(str(c)) for c in row["captions"])
+        yield size + sum(len(str(c)) for c in row["captions"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from simla_ray.data.schema import normalise
+from simla_ray.data.schema import MADE_OF, columns_behind, normalise
 from simla_ray.data.sources import files, listed, parquet, tar
 from simla_ray.data.sources.listing import LISTS, MANIFEST, list_files
 from simla_ray.data.sources.names import told_apart
@@ -81,9 +81,19 @@ def read_rows(
     """
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
     found = READERS[unit.format].rows(unit, inside, columns, roots)
-    if columns is not None:  # what nobody asked for cannot make a row unusable
-        found = [({name: row[name] for name in row if name in columns}, uid) for row, uid in found]
-    return [normalise(row, uid) for row, uid in found]
+    return [_row(row, uid, columns) for row, uid in found]
+
+
+def _row(row: dict[str, Any], uid: str, columns: Sequence[str] | None) -> dict[str, Any]:
+    """Under our names, with the columns wanted: what nobody asked for cannot make a row unusable."""
+    if columns is None:
+        return normalise(row, uid)
+    needed = columns_behind(columns, row)
+    row = normalise({name: value for name, value in row.items() if name in needed}, uid)
+    for name in MADE_OF.keys() | needed:
+        if name not in columns and name in row:
+            row.pop(name)
+    return {"captions": []} | row
 
 
 def read_words(unit: Unit, roots: Sequence[str]) -> list[tuple[str, list[Any]]]:
@@ -106,7 +116,7 @@ def read_pieces(
     inside = places if unit.rows is None else np.asarray(unit.rows)[places]
     done = 0
     for found in parquet.pieces(unit, inside, columns):
-        yield places[done : done + len(found)], [normalise(row, uid) for row, uid in found]
+        yield places[done : done + len(found)], [_row(row, uid, columns) for row, uid in found]
         done += len(found)
 
 

@@ -12,10 +12,11 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 WORDS = ("json", "txt")
 
 
-def described(ending: str, content: bytes) -> dict[str, Any]:
+def described(ending: str, content: bytes, other: str | None = None) -> dict[str, Any]:
     """Columns of the row under our names, or ``{"image": reason}`` for content that is neither UTF-8 nor JSON.
 
     A text gives one caption a line; JSON is an object with the columns of a row, or a list of captions.
+    ``other`` is one more of the object's, by its own name.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -31,4 +32,5 @@ def described(ending: str, content: bytes) -> dict[str, Any]:
         found = {"captions": found}
     if not isinstance(found, dict):
         return {"image": "caption_unreadable"}
-    return {name: value for name, value in by_our_names(found).items() if name != "image"}
+    columns = by_our_names(found) | ({other: found.get(other)} if other is not None else {})
+    return {name: value for name, value in columns.items() if name not in ("image", "images")}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from simla_ray.data.schema import LISTS, resolve_columns
+from simla_ray.data.schema import LISTS, OPTIONAL, columns_behind, resolve_columns
 from simla_ray.data.sources.described import IMAGES, WORDS, described
 from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
@@ -36,7 +36,7 @@ def is_image_folder(path: Path) -> bool:
     names = list(path.iterdir())
     stems = {name.stem for name in names if name.suffix[1:].lower() in IMAGES}
     lists = [name for name in names if name.suffix == ".json" and name.stem not in stems]
-    return not lists and any(_image_files(path))
+    return not lists and any(image_files(path))
 
 
 def units(file: DataFile, split: str | None, split_key: str) -> list[Unit]:
@@ -62,10 +62,13 @@ def rows(
     found = []
     for i in (unit.number + int(p) for p in inside):
         row = dict(entries[i])
-        path, own = row["image"], row.pop(NAME, None)
+        path, own, pair = row.get("image"), row.pop(NAME, None), row.pop("images", None)
         if path:
             row.setdefault("image_id", str(path) if own is None else _below(unit.name, str(path)))
-        row["image"] = _inside(str(path), allowed) if path else "image_missing"
+        if path or pair is None:
+            row["image"] = within_roots(str(path), allowed) if path else "image_missing"
+        if pair is not None and "images" in columns_behind(columns or ("images",), row):
+            row |= _pair(pair, allowed)
         for beside in row.pop(BESIDE, ()):
             row |= _described(beside, base)
         found.append((row, f"{unit.name}:{i}" if own is None else _below(unit.name, own)))
@@ -83,11 +86,28 @@ def share_names(folders: Sequence[DataFile]) -> bool:
 
 
 def column(unit: Unit, name: str) -> list[Any]:
-    """See ``read_column``."""
-    return [entry.get(name) for entry in _entries(unit)[unit.number : unit.number + unit.n]]
+    """See ``read_column``; of COCO's captions and folders only the columns of a row."""
+    entries = _entries(unit, None if name in OPTIONAL else name)
+    return [entry.get(name) for entry in entries[unit.number : unit.number + unit.n]]
 
 
-def _inside(path: str, roots: Sequence[Path]) -> Path | str:
+def _pair(paths: Any, roots: Sequence[Path]) -> dict[str, Any]:
+    """``images`` of a row, read; or its image as the reason."""
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        return {"image": "images_unreadable"}
+    images = []
+    for path in paths:
+        found = within_roots(path, roots)
+        try:
+            if isinstance(found, str):
+                return {"image": found}
+            images.append(found.read_bytes())
+        except OSError:
+            return {"image": "image_missing"}
+    return {"images": images}
+
+
+def within_roots(path: str, roots: Sequence[Path]) -> Path | str:
     """The file a list names, if it lies in an allowed folder (links resolved); else the drop reason."""
     for root in roots:
         try:
@@ -103,32 +123,33 @@ def _inside(path: str, roots: Sequence[Path]) -> Path | str:
     return reason
 
 
-def _entries(file: DataFile | Unit) -> list[Entry]:
+def _entries(file: DataFile | Unit, other: str | None = None) -> list[Entry]:
+    """Entries under our names, and a column that is not one of the row by its own."""
     stat = Path(file.path).stat()
-    return _parse(file.path, file.format, stat.st_mtime_ns, stat.st_size)
+    return _parse(file.path, file.format, stat.st_mtime_ns, stat.st_size, other)
 
 
 @functools.lru_cache(maxsize=4)
-def _parse(path: str, format: str, changed_ns: int, size: int) -> list[Entry]:
+def _parse(path: str, format: str, changed_ns: int, size: int, other: str | None) -> list[Entry]:
     file = Path(path)
     try:
         if format == "folder":
             return _folder(file)
-        return _json(file, format) if format in ("json", "coco") else _table(file, format)
+        return _json(file, format, other) if format in ("json", "coco") else _table(file, format, other)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {_said(error)}") from None
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {what_is_wrong(error)}") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{path}: not a readable {format.upper()} file ({error})") from None
 
 
-def _said(error: json.JSONDecodeError) -> str:
+def what_is_wrong(error: json.JSONDecodeError) -> str:
     """What is wrong with a JSON file; Python's words for the most frequent mistake name everything but the comma."""
     if error.doc[: error.pos].rstrip().endswith(",") and error.doc[error.pos : error.pos + 1] in ("]", "}"):
         return f"not a readable JSON file (a comma before {error.doc[error.pos]})"
     return f"not a readable JSON file ({error.msg})"
 
 
-def _json(file: Path, format: str) -> list[Entry]:
+def _json(file: Path, format: str, other: str | None) -> list[Entry]:
     """ALBEF's and SIMLA's list of pairs, or COCO's captions, which ``format`` may insist on."""
     found = json.loads(file.read_bytes())
     if isinstance(found, dict) and isinstance(found.get("images"), list):
@@ -139,7 +160,7 @@ def _json(file: Path, format: str) -> list[Entry]:
         raise UserError(f'{file}: expected a list of {{"image": path, "caption": text}}, or COCO captions')
     if not found:
         return []
-    names = resolve_columns(found[0].keys(), str(file))
+    names = resolve_columns(found[0].keys(), str(file)) | ({other: other} if other else {})
     return [{ours: r.get(theirs) for ours, theirs in names.items()} for r in found]
 
 
@@ -167,7 +188,7 @@ def _coco(found: dict[str, Any], where: str) -> list[Entry]:
     return entries
 
 
-def _table(file: Path, format: str) -> list[Entry]:
+def _table(file: Path, format: str, other: str | None) -> list[Entry]:
     """CSV or TSV with a header; lists in a cell are JSON."""
     csv.field_size_limit(2**24)
     # Captions that are not UTF-8 are dropped by row, later.
@@ -175,7 +196,7 @@ def _table(file: Path, format: str) -> list[Entry]:
         header = lines.readline()
         delimiter = "\t" if format == "tsv" else max(DELIMITERS, key=header.count)
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        columns = resolve_columns(names, str(file))
+        columns = resolve_columns(names, str(file)) | ({other: other} if other else {})
         entries = []
         for values in csv.reader(lines, delimiter=delimiter):
             if not values:
@@ -198,7 +219,7 @@ def _cell(name: str, text: str | None) -> Any:
 
 def _folder(path: Path) -> list[Entry]:
     """A row per image and per lone description, in the order of their names."""
-    images = _image_files(path)
+    images = image_files(path)
     names: dict[str, list[str]] = {}
     for image in images:
         names.setdefault(_stem(image), []).append(image)
@@ -214,7 +235,8 @@ def _folder(path: Path) -> list[Entry]:
     return entries
 
 
-def _image_files(path: Path) -> list[str]:
+def image_files(path: Path) -> list[str]:
+    """Paths of the images below a folder, relative to it, sorted."""
     return _files(path, IMAGES)
 
 
@@ -234,7 +256,7 @@ def _stem(name: str) -> str:
 
 
 def _described(name: str, folder: Path) -> dict[str, Any]:
-    path = _inside(name, [folder])
+    path = within_roots(name, [folder])
     if isinstance(path, str):  # a link that leads out
         return {"image": "caption_outside_roots"}
     try:

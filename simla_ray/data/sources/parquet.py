@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simla_ray.data.schema import resolve_columns
+from simla_ray.data.schema import columns_behind, resolve_columns
 from simla_ray.data.sources import files
 from simla_ray.data.sources.unit import DataFile, Unit
 from simla_ray.errors import UserError
@@ -36,6 +36,8 @@ def units(data: DataFile, split: str | None, split_key: str) -> list[Unit]:
     names = parquet.schema_arrow.names
     columns = resolve_columns(names, file)
     for ours, (allowed, fits) in KINDS.items():
+        if ours not in columns:
+            continue
         kind = parquet.schema_arrow.field(columns[ours]).type
         if not pa.types.is_null(kind) and not fits(kind):
             raise UserError(f"{file}: column {columns[ours]} is {kind}; allowed: {allowed}")
@@ -110,7 +112,8 @@ def first_row(unit: Unit) -> int:
 
 def _ours_of(unit: Unit, columns: Sequence[str] | None) -> dict[str, str]:
     names = resolve_columns(_open(unit.path).schema_arrow.names, unit.path)
-    return {theirs: ours for ours, theirs in names.items() if columns is None or ours in columns}
+    needed = names if columns is None else columns_behind(columns, names)
+    return {theirs: ours for ours, theirs in names.items() if ours in needed}
 
 
 def _rows(

@@ -84,7 +84,7 @@ def column(unit: Unit, name: str) -> list[Any]:
         with _opened(file, unit.path) as tar:
             for sample in itertools.islice(_samples(tar, ("json",)), unit.n):
                 content = sample.members.get("json")
-                values.append(described("json", content).get(name) if content is not None else None)
+                values.append(described("json", content, name).get(name) if content is not None else None)
     return values
 
 
