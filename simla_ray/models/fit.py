@@ -25,6 +25,9 @@ HEADS = (
     "student.mim_head.",
     "student.concept_head.",
     "itm_head.",
+    "decoder.",
+    "answer_head.",
+    "label_head.",
     "scale.temperature",
     "scale.log_scale",
     "scale.bias",
@@ -128,9 +131,8 @@ def resize_positions(positions: Tensor, grid: int) -> Tensor:
 
 
 def _head_of(name: str) -> str | None:
-    if CROSS in name:
-        return "cross-attention"
-    return next((head.removeprefix("student.").rstrip(".") for head in HEADS if name.startswith(head)), None)
+    head = next((head.removeprefix("student.").rstrip(".") for head in HEADS if name.startswith(head)), None)
+    return "cross-attention" if head is None and CROSS in name else head
 
 
 def _lone_heads(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> list[str]:

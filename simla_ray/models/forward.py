@@ -47,6 +47,8 @@ class Record:
     cls_attention: Tensor | None = None  # (B, H, L)
     concept_logits: Tensor | None = None  # (B, V)
     concept_teacher: Tensor | None = None  # (B, V)
+    label_logits: Tensor | None = None  # (B, classes) of a statement, or of the known answers
+    answer_logits: Tensor | None = None  # (B, A - 1, V): the pieces of an answer after its first
 
 
 @dataclass(frozen=True)

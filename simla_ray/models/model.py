@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simla_ray.config.enums import ContrastLoss
+from simla_ray.config.enums import AnswerHead, ContrastLoss
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
+from simla_ray.models.decoder import AnswerDecoder, classifier
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
 from simla_ray.models.teacher import Teacher
@@ -53,7 +54,7 @@ class Towers(nn.Module):
 
 
 class Model(nn.Module):
-    """The student's towers, ITM head and temperature (``scale``), and where the run has them teacher and queue.
+    """The student's towers, heads and temperature (``scale``), and where the run has them teacher, queue and decoder.
 
     ``low_precision`` is the dtype of the teacher's running copy.
     """
@@ -65,6 +66,17 @@ class Model(nn.Module):
             raise _width_error(run)
         self.student = Towers(run, vocab_size)
         self.itm_head = nn.Linear(run.text.width, 2) if "itm" in on else None
+        answers = run.objectives.answers if "answers" in on else None
+        labels = run.objectives.labels if "labels" in on else None
+        width = run.text.width
+        self.decoder = self.answer_head = self.label_head = None
+        if answers is not None and answers.head is AnswerHead.decoder:
+            self.decoder = AnswerDecoder(run.text, vocab_size, answers.depth or max(1, run.text.depth // 2))
+            self.decoder.encoder.saves_memory = run.activation_checkpointing
+        elif answers is not None:
+            self.answer_head = classifier(width, answers.most)
+        if labels is not None:
+            self.label_head = classifier(labels.pictures * width, len(labels.classes))
         itc = run.objectives.itc if "itc" in on else None
         self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
         self.teacher = None
@@ -102,6 +114,9 @@ class Model(nn.Module):
         _require(getattr(student, "mim_head", None), "mim" in objectives)
         _require(getattr(student, "concept_head", None), "psl" in objectives)
         _require(self.itm_head, "itm" in objectives)
+        for head in (self.decoder, self.answer_head):
+            _require(head, "answers" in objectives)
+        _require(self.label_head, "labels" in objectives)
         _require(self.scale, "itc" in objectives)
 
 

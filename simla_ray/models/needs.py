@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simla_ray.config.schema import KeywordSelect, Objectives, Recommend, Side, SoftDim
 
 #: Objectives whose student passes run the text stack with cross-attention.
-FUSED = {"itm", "mlm", "mim"}
+FUSED = {"itm", "mlm", "mim", "answers", "labels"}
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Needs:
     psl_attention: Side | None  # whose text weights give the keyword attention; None: no such pass
     psl_recommend: bool
     psl_teacher: bool  # the keyword attention reads the teacher's text weights or image tokens
+    answers: bool
+    labels: bool
 
     @classmethod
     def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
         mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
-        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl")}
+        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl", "answers", "labels")}
         keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
         return cls(
             **on,
@@ -59,7 +61,12 @@ class Needs:
     @property
     def fusion(self) -> bool:
         """Any pass, the student's or the teacher's, with cross-attention."""
-        return self.itm or self.mlm or self.mim or self.psl_attention is not None
+        return self.itm or self.mlm or self.mim or self.psl_attention is not None or self.question
+
+    @property
+    def question(self) -> bool:
+        """The pass of a fine-tuned task: a question or a statement over its image."""
+        return self.answers or self.labels
 
     @property
     def towers_alone(self) -> bool:

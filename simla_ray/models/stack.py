@@ -11,7 +11,9 @@ says which, and the last layer computes no others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -61,6 +63,11 @@ class Read:
     index: Tensor | None = None
 
 
+def causal(mask: Tensor) -> Tensor:
+    """mask (B, L) -> (B, L, L): a position sees itself and what comes before it."""
+    return mask[:, None, :] & torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+
+
 class Stack(nn.Module):
     """``depth`` layers; those from ``cross_from`` on have a cross-attention."""
 
@@ -89,7 +96,7 @@ class Stack(nn.Module):
         reads: list[Read] | None = None,
         layers: slice = slice(None),
     ) -> Any:
-        """hidden (B, L, D), mask (B, L) bool or None -> (B, L, D), or with ``reads`` one (n, M, D) for each of them.
+        """hidden (B, L, D), mask (B, L), (B, L, L) bool or None -> (B, L, D), or with ``reads`` one (n, M, D) for each.
 
         ``keep`` is filled with what it asks for; ``layers``: the part of the stack that runs.
         """
@@ -148,6 +155,9 @@ class Layer(nn.Module):
             key, value = projected if projected is not None else self.crossattention.project(memory.states)
             keep = keep if keep is not None and keep.want_cross else None
             x = self.crossattention(x, key, value, memory.mask, memory.index, keep)
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
         return self.output(F.gelu(self.intermediate["dense"](x)), x)
 
 
@@ -212,10 +222,23 @@ class Attention(nn.Module):
         joined = [part.transpose(1, 2) for part in parts]
         return self.output((torch.cat(joined) if len(joined) > 1 else joined[0]).flatten(2), x)
 
+    def in_turn(self, x: Tensor, key: Tensor, value: Tensor, counts: Sequence[int]) -> Tensor:
+        """x (B, M, D) over keys and values of R rows, without copies of them: the first ``counts[0]`` read row 0, the
+        next ``counts[1]`` row 1, and so on."""
+        query, parts, row, first = self.self["query"](x), [], 0, 0
+        for count, same in groupby(counts):
+            rows = len(list(same))
+            if count:  # queries do not see each other: those of a row are one longer sequence
+                own = self._split(query[first : first + rows * count].unflatten(0, (rows, count)).flatten(1, 2))
+                context = self._attend(own, key[row : row + rows], value[row : row + rows], None, None)
+                parts.append(context.transpose(1, 2).reshape(rows * count, *x.shape[1:]))
+            row, first = row + rows, first + rows * count
+        return self.output(torch.cat(parts) if len(parts) > 1 else parts[0], x)
+
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, keep: Attentions | None
     ) -> Tensor:
-        allowed = mask[:, None, None, :] if mask is not None else None
+        allowed = _per_query(mask)
         dropout = self.dropout if self.training else 0.0
         if keep is not None:
             probabilities = attention_probabilities(query, key, allowed)
@@ -233,3 +256,10 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _per_query(mask: Tensor | None) -> Tensor | None:
+    """(B, S) or (B, L, S) -> for all heads, (B, 1, 1, S) or (B, 1, L, S)."""
+    if mask is None:
+        return None
+    return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]

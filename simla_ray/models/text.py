@@ -35,7 +35,7 @@ class TextModel(nn.Module):
             depth, config.width, config.heads, config.ffn, config.dropout, memory_width, self.fusion_layers.start
         )
         self.cls = nn.ModuleDict({"predictions": MlmHead(config.width, vocab_size)}) if mlm_head else None
-        self.apply(_bert_init)
+        self.apply(bert_init)
 
     def encode(self, ids: Tensor, mask: Tensor, memory: Memory | None = None, keep: Attentions | None = None) -> Tensor:
         """ids (B, L), mask (B, L) -> (B, L, D): the language encoder, or with a memory the multimodal one."""
@@ -131,7 +131,7 @@ class MlmHead(nn.Module):
         return F.linear(hidden, word_embeddings, self.bias)
 
 
-def _bert_init(module: nn.Module) -> None:
+def bert_init(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

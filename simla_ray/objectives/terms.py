@@ -10,6 +10,7 @@ from simla_ray.config.schema import Distilled, Itc, Itm, Objectives
 from simla_ray.models.forward import Record
 from simla_ray.models.queue import Queue
 from simla_ray.models.temperature import Scale
+from simla_ray.objectives.answers import answer_loss, label_loss
 from simla_ray.objectives.contrastive import itc_loss, sigmoid_loss
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.masked_image import mim_loss
@@ -110,4 +111,14 @@ def loss_terms(
         chosen = select_keywords(record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, psl)
         target = keyword_targets(batch.token_ids, chosen, logits.shape[1], cls_id, logits.dtype)
         terms["psl"] = psl_loss(logits, target, record.concept_teacher, alphas["psl"], psl, keyword_columns)
+    if "answers" in active:
+        if record.answer_logits is not None:
+            assert batch.answer_ids is not None
+            terms["answers"] = answer_loss(record.answer_logits, batch.answer_ids)
+        else:
+            assert record.label_logits is not None and batch.label is not None
+            terms["answers"] = label_loss(record.label_logits, batch.label)
+    if "labels" in active:
+        assert record.label_logits is not None and batch.label is not None
+        terms["labels"] = label_loss(record.label_logits, batch.label)
     return terms

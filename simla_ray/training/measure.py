@@ -98,6 +98,14 @@ def _sample(run: Run, vocab_size: int, n: int, row: int, rng: np.random.Generato
     }
     if mim is not None:
         sample["patch_mask"] = mask_patches(run.grid, int(mim.mask_ratio * run.grid**2), rng)
+    answers, labels = run.objectives.answers, run.objectives.labels
+    if labels is not None:
+        sample["label"] = rng.integers(len(labels.classes))
+        if labels.pictures == 2:
+            sample["second_image"] = sample["image"][:, ::-1]
+    if answers is not None:
+        sample["label"] = rng.integers(answers.most)
+        sample["answer_ids"] = np.array([CLS_ID, *rng.integers(FIRST_WORD, vocab_size, answers.max_tokens)])
     return sample
 
 

@@ -17,6 +17,7 @@ from simla_ray.models.forward import forward_cross, forward_dual
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.precision import autocast
+from simla_ray.models.question import forward_question
 from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
 from simla_ray.training.comm import Comm
 from simla_ray.training.optim import build_optimizer, learning_rate
@@ -41,7 +42,9 @@ class Losses(nn.Module):
         """-> weighted total, the terms, and the (B, E) image and text keys that enter the queue."""
         objectives = self.run.objectives
         needs = Needs.of(objectives, active, has_teacher=self.model.teacher is not None)
-        if needs.towers_alone and self.model.teacher is None:
+        if needs.question:
+            record = forward_question(self.model, batch, objectives, needs)
+        elif needs.towers_alone and self.model.teacher is None:
             record = forward_dual(self.model, batch)
         else:
             record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)

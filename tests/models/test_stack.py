@@ -252,3 +252,12 @@ def test_new_weights_are_drawn_like_berts():
             assert (p == 0).all()
         else:
             assert p.std().item() == pytest.approx(0.02, rel=0.15), name
+
+
+def test_rows_read_in_turn_equal_repeated_ones():
+    attention = stack().layer[0].crossattention
+    counts = [2, 2, 0, 3, 1, 1]
+    x, states = torch.randn(9, 4, 16), torch.randn(6, 5, 12)
+    row = torch.repeat_interleave(torch.arange(6), torch.tensor(counts))
+    expected = attention(x, *attention.project(states[row]), None)
+    torch.testing.assert_close(attention.in_turn(x, *attention.project(states), counts), expected)
