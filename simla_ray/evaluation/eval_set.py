@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from simla_ray.config.schema import Run
 from simla_ray.data.decode import DropRow, upright_size
@@ -25,6 +23,7 @@ from simla_ray.data.world import satisfies
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import TEXTS, Scorer
 from simla_ray.evaluation.work import Work, chunks_of, interleave, once
+from simla_ray.models.reranking import TextStarts
 
 #: Images of a chunk of work.
 IMAGES = 32
@@ -37,6 +36,7 @@ class Item:
 
     ``sample`` is that of validation: no augmentation, first caption, masks of epoch 0. ``claims`` belong to
     ``captions`` one by one; None where the row has none. ``aspect`` is width over height of the picture as stored.
+    ``label`` is the name of the class that it is of.
     """
 
     uid: str
@@ -49,6 +49,9 @@ class Item:
     keywords: list[str] | None = None
     phrases: list[dict[str, Any]] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
+    qas: list[dict[str, Any]] = field(default_factory=list)
+    statements: list[dict[str, Any]] = field(default_factory=list)
+    label: str | None = None
 
     @property
     def image(self) -> np.ndarray:
@@ -117,9 +120,9 @@ class EvalSet:
         """The first n images alone."""
         return EvalSet(self.scorer, self.work, self.items[:n], self.n_rows, self.dropped)
 
-    def images(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, 3, px, px) uint8"""
-        return np.stack([self.items[i].image for i in numbers])
+    def images(self, numbers: Sequence[int] | np.ndarray, which: str = "image") -> np.ndarray:
+        """(n, 3, px, px) uint8; ``which``: image, or second_image of rows with two."""
+        return np.stack([self.items[i].sample[which] for i in numbers])
 
     @once
     def image_vectors(self) -> np.ndarray:
@@ -140,9 +143,9 @@ class EvalSet:
         return np.concatenate(self.work.map(encode, chunks_of(len(self.texts), TEXTS)))
 
     @once
-    def _text_tokens(self) -> tuple[Tensor, Tensor]:
-        """ids and mask (texts, L), on the device"""
-        return self.scorer.tokenize(self.texts)
+    def _match_texts(self) -> TextStarts:
+        """All texts, for as many pairs as come."""
+        return self.scorer.match_texts(*self.scorer.tokenize(self.texts))
 
     @once
     def satisfied(self) -> np.ndarray | None:
@@ -164,9 +167,10 @@ class EvalSet:
     def match_logits(self, image: np.ndarray, text: np.ndarray) -> np.ndarray:
         """(n,) float32 ITM logit differences of pairs (image, text), by number. Collective.
 
-        The pairs are put in order of their images, and every rank scores whole images: an image is encoded once,
-        however many captions compete for it, and no tokens travel between ranks. NaN, of a model that has diverged,
-        ranks last.
+        The pairs are put in order of their images, and every rank scores whole images: an image is encoded once, and
+        its keys and values are projected once, however many captions compete for it, and no tokens travel between
+        ranks. What a caption gives alone is computed once as well, and kept: see ``TextStarts``. NaN, of a model that
+        has diverged, ranks last.
         """
         pairs, place = np.unique(image * len(self.texts) + text, return_inverse=True)
         owner = pairs // len(self.texts)
@@ -175,10 +179,9 @@ class EvalSet:
         return np.concatenate(self.work.map(self._match_chunk, chunks))[place.ravel()]
 
     def _match_chunk(self, pairs: np.ndarray) -> np.ndarray:
-        images, image_index = np.unique(pairs // len(self.texts), return_inverse=True)
+        images, image = np.unique(pairs // len(self.texts), return_inverse=True)
         tokens, _ = self.scorer.encode_images(self.images(images))
-        ids, mask = (x[pairs % len(self.texts)] for x in self._text_tokens)
-        logits = self.scorer.match_logits(tokens, torch.from_numpy(image_index).to(ids.device), ids, mask)
+        logits = self.scorer.match_pairs(tokens, self._match_texts, image, pairs % len(self.texts))
         return np.nan_to_num(logits.cpu().numpy(), nan=-np.inf)
 
     def derangement(self) -> np.ndarray:
@@ -188,18 +191,18 @@ class EvalSet:
         wrong[order] = np.roll(order, -1)
         return wrong
 
-    def picture(self, i: int) -> dict[str, str]:
-        """``{"image": base64 JPEG}``, as the tower sees it but in its own aspect; empty without ``report.images``."""
+    def picture(self, i: int, which: str = "image") -> dict[str, str]:
+        """``{which: base64 JPEG}``, as the tower sees it but in its own aspect; empty without ``report.images``."""
         if not self.run.report.images:
             return {}
         item = self.items[i]
-        shown = Image.fromarray(item.image.transpose(1, 2, 0))
+        shown = Image.fromarray(item.sample[which].transpose(1, 2, 0))
         side = min(PICTURE_PX, max(shown.size))
         width, height = min(1.0, item.aspect) * side, min(1.0, 1 / item.aspect) * side
         shown = shown.resize((max(1, round(width)), max(1, round(height))), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         shown.save(out, "JPEG", quality=88, subsampling=0)
-        return {"image": base64.b64encode(out.getvalue()).decode()}
+        return {which: base64.b64encode(out.getvalue()).decode()}
 
 
 def split_dropped(loaded: Iterable[Item | str]) -> tuple[list[Item], dict[str, int]]:
@@ -242,6 +245,9 @@ def _load(scorer: Scorer, row: Mapping[str, Any]) -> Item | str:
         keywords=list(row["keywords"]) if row.get("keywords") is not None else None,
         phrases=list(row.get("phrases") or ()),
         boxes=list(row.get("boxes") or ()),
+        qas=list(row.get("qas") or ()),
+        statements=list(row.get("statements") or ()),
+        label=_label(row.get("label")),
     )
 
 
@@ -258,7 +264,17 @@ def _merge(first: Item, other: Item) -> Item:
         claims=claims,
         keywords=keywords,
         phrases=[*first.phrases, *other.phrases],
+        qas=[*first.qas, *other.qas],
+        statements=[*first.statements, *other.statements],
+        label=first.label if first.label is not None else other.label,
     )
+
+
+def _label(value: Any) -> str | None:
+    """A class as text; None where there is none, for a structure names nothing."""
+    if value is None or value != value or isinstance(value, Mapping | list | bytes):
+        return None
+    return str(value).strip() or None
 
 
 def _aspect(image: bytes | Path) -> float:

@@ -1,59 +1,29 @@
-"""Where the model looks for a phrase: Grad-CAM over cross-attention, scored by pointing.
-
-The phrase is given as the text. The official code (``Grounding.py``) reads one layer of twelve; the best single layer
-changes from run to run and with few layers the last one is empty, so we sum over all.
-"""
+"""Where the model looks for a phrase, scored by pointing and by boxes. The phrase is given as the text."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from simla_ray.data.text import clean
+from simla_ray.errors import UserError
+from simla_ray.evaluation.boxes import FOUND_IOU, THRESHOLDS, areas, box_scores, boxes_around_peak, iou, usable
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.examples import number, pick, spread
-from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.grad_cam import Layers, checked_layers, cross_layers, layer_cams, over_layers
+from simla_ray.evaluation.intervals import mean_interval, mean_intervals
 from simla_ray.evaluation.work import chunks_of
-from simla_ray.models.precision import autocast
-from simla_ray.models.stack import Attentions
 from simla_ray.types import EvalResult
 
 MAX_PHRASES = 1000
 PHRASES = 64
-
-
-def grad_cam(scorer: Scorer, image_tokens: Tensor, image_index: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Relevance of each patch for a match, (n, P) float32, at least 0.
-
-    Per layer: attention probabilities x relu(their gradient of the ITM logit of a match), without the image's [CLS],
-    mean over heads, sum over the text's real tokens; then the sum over layers.
-
-    Args:
-        image_tokens: (m, N, D); image_index: (n,) row of it that each text reads; ids, mask: (n, L).
-    """
-    assert scorer.model.itm_head is not None
-    keep = Attentions(want_cross=True)
-    with torch.enable_grad():
-        # The tokens ask for a gradient so that there is a graph even where no parameter does.
-        hidden = scorer.fuse(image_tokens.detach().requires_grad_(), image_index, ids, mask, keep)
-        with autocast(scorer.run, scorer.device):
-            logit = scorer.model.itm_head(hidden[:, 0])[:, 1]
-        gradients = torch.autograd.grad(logit.float().sum(), keep.cross)
-    return cam_of(keep.cross, gradients, mask)
-
-
-def cam_of(probabilities: list[Tensor], gradients: tuple[Tensor, ...] | list[Tensor], mask: Tensor) -> Tensor:
-    """Layers' (n, H, L, N) probabilities and gradients, mask (n, L) -> (n, P) float32."""
-    rows = mask[:, None, :, None]
-    total = torch.zeros((), device=mask.device)
-    for probability, gradient in zip(probabilities, gradients, strict=True):
-        cam = probability.detach().float() * gradient.float().relu() * rows
-        total = total + cam[..., 1:].sum(2).mean(1)
-    return total
+#: What a model that sees nothing could answer: the whole picture, and the middle of it, half as wide and half as high.
+WHOLE, MIDDLE = np.array([[0.0, 0.0, 1.0, 1.0]]), np.array([[0.25, 0.25, 0.75, 0.75]])
 
 
 def points_inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -71,61 +41,153 @@ def patch_centres(grid: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Phrase:
+    """``boxes`` (m, 4): where it is, at least one; ``candidates`` (k, 4): where it might be, of the row, maybe none."""
+
     item: int
     text: str
-    boxes: np.ndarray  # (m, 4), 0..1
+    boxes: np.ndarray
+    candidates: np.ndarray
 
 
-def phrases_of(data: EvalSet) -> list[Phrase]:
-    """Every phrase that has words and boxes; ``MAX_PHRASES`` spread evenly over them where there are more."""
-    found = []
+def phrases_of(data: EvalSet) -> tuple[list[Phrase], dict[str, int]]:
+    """Every phrase that has words and boxes; ``MAX_PHRASES`` spread evenly over them where there are more.
+
+    And how many were skipped and what was wrong with boxes: ``no_words``, ``no_boxes`` (among them phrases whose boxes
+    are all bad), and what ``usable`` counts, of candidates as ``candidate_...``.
+    """
+    found, counts = [], Counter[str]()
     for i, item in enumerate(data.items):
+        if not item.phrases:
+            continue
+        candidates, bad = usable(item.boxes)
+        counts.update({f"candidate_{reason}": n for reason, n in bad.items()})
         for phrase in item.phrases:
             text = clean(str(phrase["text"] or ""), data.run.text.max_words)
-            boxes = phrase["boxes"]
-            if text and boxes is not None and len(boxes):
-                found.append(Phrase(i, text, np.array([list(box) for box in boxes], dtype=np.float64)))
-    return [found[k] for k in spread(len(found), MAX_PHRASES)]
+            boxes, bad = usable(phrase["boxes"] if phrase["boxes"] is not None else [])
+            counts.update(bad)
+            if not text or not len(boxes):
+                counts["no_boxes" if text else "no_words"] += 1
+                continue
+            found.append(Phrase(i, text, boxes, candidates))
+    return [found[k] for k in spread(len(found), MAX_PHRASES)], dict(sorted(counts.items()))
 
 
-def measure(data: EvalSet) -> EvalResult | None:
-    """Share of phrases for which the centre of the most relevant patch lies inside one of the phrase's boxes.
+def measure(data: EvalSet, layers: Sequence[int] | None = None) -> EvalResult | str:
+    """Whether the heat map of a phrase points into its boxes, and whether a box read off it is one of them.
 
-    Metrics: ``pointing``; over the same phrases ``chance`` (a random patch), ``center`` (the image's) and, where rows
-    have ``boxes``, ``random_object`` (the centre of one of the image's objects); ``n`` phrases. A map that is zero
-    everywhere is a miss. None without ITM or phrases.
+    Metrics, shares of the ``n`` phrases:
+
+    - ``pointing``: the centre of the most relevant patch lies inside one of the phrase's boxes. Beside it ``chance`` (a
+      random patch), ``center`` (the image's) and, where rows have ``boxes``, ``random_object`` (the centre of one of
+      the image's objects).
+    - ``box_accuracy``: the box around the map's peak at half its height overlaps one of the phrase's boxes with an IoU
+      of at least 0.5. Beside it ``box_whole`` (the whole image) and ``box_middle`` (its middle, a quarter of the area).
+    - ``candidate_accuracy``: the same of the best of the row's ``boxes``, over the ``candidate_n`` phrases of images
+      that have some. Beside it ``candidate_random`` and ``candidate_largest``.
+
+    A map that is zero everywhere is a miss. ``layers`` are those the maps were summed over; ``skipped`` counts phrases
+    and boxes, see ``phrases_of``. Without ITM, or phrases that can be used, the reason.
     """
-    phrases = phrases_of(data) if "itm" in data.active else []
+    if "itm" not in data.active:
+        return "no objective itm"
+    if not any(item.phrases for item in data.items):
+        return "no column phrases"
+    layers = checked_layers(data.scorer, layers)
+    phrases, skipped = phrases_of(data)
     if not phrases:
-        return None
-    chunks = chunks_of(len(phrases), PHRASES)
-    maps = np.nan_to_num(np.concatenate(data.work.map(lambda c: _maps(data, [phrases[i] for i in c]), chunks)))
+        return f"no phrase has words and boxes: {', '.join(f'{reason} {n:,}' for reason, n in skipped.items())}"
+    maps = over_layers(_maps(data, phrases, layers))
+    heats = maps.reshape(len(maps), data.run.grid, data.run.grid)
     inside = np.stack([points_inside(patch_centres(data.run.grid), phrase.boxes) for phrase in phrases])
-    hits = inside[np.arange(len(phrases)), maps.argmax(1)] & (maps.max(1) > 0)
-    metrics: dict[str, Any] = {
-        "pointing": float(hits.mean()),
-        "chance": float(inside.mean()),
-        "center": float(np.mean([points_inside(np.array([[0.5, 0.5]]), phrase.boxes)[0] for phrase in phrases])),
+    proposed = boxes_around_peak(heats, THRESHOLDS[:1])[:, 0]
+    hits = {
+        "pointing": _points(maps, inside),
+        "chance": inside.mean(axis=1),
+        "center": np.array([points_inside(np.array([[0.5, 0.5]]), phrase.boxes)[0] for phrase in phrases]),
     }
-    if all(data.items[phrase.item].boxes for phrase in phrases):
-        metrics["random_object"] = float(np.mean([_random_object(data, phrase) for phrase in phrases]))
+    if all(len(phrase.candidates) for phrase in phrases):
+        hits["random_object"] = np.array([_random_object(phrase) for phrase in phrases])
+    hits |= {
+        "box_accuracy": np.array([_finds(box[None], p)[0] for box, p in zip(proposed, phrases, strict=True)]),
+        "box_whole": np.array([_finds(WHOLE, phrase)[0] for phrase in phrases]),
+        "box_middle": np.array([_finds(MIDDLE, phrase)[0] for phrase in phrases]),
+    }
+    metrics: dict[str, Any] = {name: float(values.mean()) for name, values in hits.items()}
     metrics["n"] = len(phrases)
-    return EvalResult("grounding", metrics, _examples(data, phrases, maps, hits))
+    images = np.array([phrase.item for phrase in phrases])
+    intervals = mean_intervals({name: hits[name] for name in ("pointing", "box_accuracy")}, images)
+    offered = np.array([len(phrase.candidates) > 0 for phrase in phrases])
+    if offered.any():
+        chosen = [(heat, phrase) for heat, phrase, there in zip(heats, phrases, offered, strict=True) if there]
+        found = np.array([_by_candidates(heat, phrase) for heat, phrase in chosen])
+        for name, values in zip(("accuracy", "random", "largest"), found.T, strict=True):
+            metrics[f"candidate_{name}"] = float(values.mean())
+        metrics["candidate_n"] = len(chosen)
+        intervals["candidate_accuracy"] = mean_interval(found[:, 0], images[offered])
+    metrics |= {"layers": list(layers), "skipped": skipped}
+    return EvalResult("grounding", metrics, _examples(data, phrases, maps, hits["pointing"], proposed), intervals)
 
 
-def _maps(data: EvalSet, phrases: list[Phrase]) -> np.ndarray:
+def layer_scores(data: EvalSet) -> dict[Layers, float]:
+    """Pointing by all layers together, and by each of them alone.
+
+    Raises:
+        UserError: the rows have no phrase with words and boxes.
+    """
+    phrases = phrases_of(data)[0]
+    if not phrases:
+        raise UserError("layers: auto chooses by pointing, but no validation row has a phrase with boxes")
+    every = cross_layers(data.scorer)
+    cams = _maps(data, phrases, every)
+    inside = np.stack([points_inside(patch_centres(data.run.grid), phrase.boxes) for phrase in phrases])
+    scores = {every: float(_points(over_layers(cams), inside).mean())}
+    return scores | {(layer,): float(_points(cam, inside).mean()) for layer, cam in zip(every, cams, strict=True)}
+
+
+def best_layers(scores: Mapping[Layers, float]) -> Layers:
+    """The layers that score highest; of equals all together, then the first."""
+    return max(scores, key=lambda layers: (scores[layers], len(layers), -layers[0]))
+
+
+def _maps(data: EvalSet, phrases: list[Phrase], layers: Layers) -> np.ndarray:
+    """(layers, n, P). Collective."""
+    chunks = chunks_of(len(phrases), PHRASES)
+    parts = data.work.map(lambda c: _chunk_maps(data, [phrases[i] for i in c], layers), chunks)
+    return np.nan_to_num(np.concatenate(parts, axis=1))
+
+
+def _chunk_maps(data: EvalSet, phrases: list[Phrase], layers: Layers) -> np.ndarray:
     images, index = np.unique([phrase.item for phrase in phrases], return_inverse=True)
     tokens, _ = data.scorer.encode_images(data.images(images))
     ids, mask = data.scorer.tokenize([phrase.text for phrase in phrases])
-    return grad_cam(data.scorer, tokens, torch.from_numpy(index).to(ids.device), ids, mask).cpu().numpy()
+    return layer_cams(data.scorer, tokens, torch.from_numpy(index).to(ids.device), ids, mask, layers).cpu().numpy()
 
 
-def _random_object(data: EvalSet, phrase: Phrase) -> float:
-    boxes = np.array([list(box) for box in data.items[phrase.item].boxes], dtype=np.float64)
+def _points(maps: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Maps (n, P), inside (n, P) -> (n,) bool, whether the hottest patch is inside."""
+    return inside[np.arange(len(maps)), maps.argmax(1)] & (maps.max(1) > 0)
+
+
+def _finds(boxes: np.ndarray, phrase: Phrase) -> np.ndarray:
+    """(m, 4) -> (m,) bool"""
+    return iou(boxes, phrase.boxes).max(axis=1) >= FOUND_IOU
+
+
+def _by_candidates(heat: np.ndarray, phrase: Phrase) -> tuple[float, float, float]:
+    """Whether the map's candidate is right, a random one (the expectation), the largest."""
+    right, scores = _finds(phrase.candidates, phrase), box_scores(heat, phrase.candidates)
+    best = bool(right[scores.argmax()]) and scores.max() > 0
+    return float(best), float(right.mean()), float(right[areas(phrase.candidates).argmax()])
+
+
+def _random_object(phrase: Phrase) -> float:
+    boxes = phrase.candidates
     return float(points_inside((boxes[:, :2] + boxes[:, 2:]) / 2, phrase.boxes).mean())
 
 
-def _examples(data: EvalSet, phrases: list[Phrase], maps: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:
+def _examples(
+    data: EvalSet, phrases: list[Phrase], maps: np.ndarray, hits: np.ndarray, proposed: np.ndarray
+) -> list[dict[str, Any]]:
     examples = []
     for k in pick(hits):
         phrase, grid = phrases[k], data.run.grid
@@ -137,5 +199,8 @@ def _examples(data: EvalSet, phrases: list[Phrase], maps: np.ndarray, hits: np.n
             "heat": [[number(v) for v in row] for row in heat],
             "hit": bool(hits[k]),
         }
+        if areas(proposed[k]) > 0:
+            example["proposed"] = [number(v) for v in proposed[k]]
+            example["iou"] = number(iou(proposed[k][None], phrase.boxes).max())
         examples.append(example | data.picture(phrase.item))
     return examples

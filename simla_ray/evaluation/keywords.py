@@ -15,6 +15,7 @@ from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary, clean, load_stop_words
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet, Item
 from simla_ray.evaluation.examples import number, pick
+from simla_ray.evaluation.intervals import mean_interval, mean_intervals
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.precision import autocast
 from simla_ray.models.stack import Attentions, Memory
@@ -79,18 +80,18 @@ def truth_of(item: Item, stop_words: frozenset[str]) -> tuple[frozenset[str], fr
     return others - said - stop_words, None
 
 
-def measure(data: EvalSet) -> EvalResult | None:
+def measure(data: EvalSet) -> EvalResult | str:
     """Ranking of all words that the shown caption does not say, by the concept head; teacher's where there is one.
 
     Metrics, means over images with something left unsaid: ``ap``; ``baseline_ap``, the same words by frequency in the
     training captions; ``precision`` and ``recall`` of the ``psl.max_keywords`` highest; ``n`` images.
     ``selected_precision``, where rows have ``keywords``: share of the keywords that attention selects from the caption
     which the image shows. Words that no training caption used cannot be ranked and are no truth. Equal scores are
-    ranked alphabetically. None without PSL or truth.
+    ranked alphabetically. Without PSL or truth, the reason.
     """
     psl = data.run.objectives.psl
     if psl is None or "psl" not in data.active:
-        return None
+        return "no objective psl"
     # Stop words are never truth, also in a run that takes them as keywords: numbers of two runs stay comparable.
     stop_words = load_stop_words(psl.stop_words or "en")
     candidates = Candidates.of(data.scorer.vocabulary, stop_words)
@@ -101,21 +102,24 @@ def measure(data: EvalSet) -> EvalResult | None:
         if truth & known:
             cases.append(Case(i, frozenset(item.captions[0].split()), truth & known, visible))
     if not cases:
-        return None
+        return "no column keywords and no second caption, or they say nothing new"
     parts = data.work.map(lambda c: _judge(data, psl, candidates, [cases[i] for i in c]), chunks_of(len(cases), IMAGES))
     judged = [one for part in parts for one in part]
-    names = ("ap", "baseline_ap", "precision", "recall")
-    metrics: dict[str, Any] = {name: float(np.mean([one[name] for one in judged])) for name in names}
+    values = {name: np.array([one[name] for one in judged]) for name in ("ap", "baseline_ap", "precision", "recall")}
+    metrics: dict[str, Any] = {name: float(column.mean()) for name, column in values.items()}
     metrics["n"] = len(cases)
+    intervals = mean_intervals(values)
     selected = [
-        word in case.visible
+        (case.item, word in case.visible)
         for case, one in zip(cases, judged, strict=True)
         if case.visible is not None
         for word in one["selected"]
     ]
     if selected:
-        metrics["selected_precision"] = float(np.mean(selected))
-    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged))
+        owner, seen = (np.array(column) for column in zip(*selected, strict=True))
+        metrics["selected_precision"] = float(seen.mean())
+        intervals["selected_precision"] = mean_interval(seen, owner)
+    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged), intervals)
 
 
 def _judge(data: EvalSet, psl: Psl, candidates: Candidates, cases: list[Case]) -> list[dict[str, Any]]:

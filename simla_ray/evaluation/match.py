@@ -8,6 +8,7 @@ import numpy as np
 
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet
 from simla_ray.evaluation.examples import number, pick
+from simla_ray.evaluation.intervals import bootstrap
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.types import EvalResult
 
@@ -23,17 +24,39 @@ def auc(right: np.ndarray, wrong: np.ndarray) -> float:
     return float((below + not_above).mean() / 2 / len(wrong))
 
 
-def measure(data: EvalSet) -> EvalResult | None:
+def auc_interval(right: np.ndarray, wrong: np.ndarray, owner: np.ndarray) -> list[float]:
+    """``[low, high]`` of ``auc``; what is drawn are images, each with its right score and its wrong ones.
+
+    Args:
+        right: (n,) scores, one an image; wrong: (m,) scores; owner: (m,) the image that each of them belongs to.
+    """
+    order = np.argsort(wrong, kind="stable")
+    below, not_above = (np.searchsorted(wrong[order], right, side) for side in ("left", "right"))
+
+    def of_resamples(weights: np.ndarray) -> np.ndarray:
+        # How often wrong scores were drawn, up to each in ascending order.
+        drawn = np.zeros((len(weights), len(wrong) + 1))
+        np.cumsum(weights[:, owner[order]], axis=1, out=drawn[:, 1:])
+        wins = (weights * (drawn[:, below] + drawn[:, not_above])).sum(1) / 2
+        with np.errstate(invalid="ignore"):
+            return wins / (weights.sum(1) * drawn[:, -1])
+
+    return bootstrap(of_resamples, len(right)).tolist()
+
+
+def measure(data: EvalSet) -> EvalResult | str:
     """Area under the ROC curve, over the first caption of each image.
 
     Metrics: ``auc_random``, against one random wrong image per caption; ``auc_hard``, with ITC, against the most
     similar wrong image of each caption and the most similar wrong caption of each image; ``n`` true pairs. A pair that
     is known to be true as well is no wrong one: equal captions, and in the built-in world captions that the image
-    satisfies. ``auc_hard`` can lie below one half: its wrong pairs are picked for looking right. None without ITM, or
-    with one image.
+    satisfies. ``auc_hard`` can lie below one half: its wrong pairs are picked for looking right. Without ITM, or with
+    nothing wrong to compare with, the reason.
     """
-    if "itm" not in data.active or len(data) < 2:
-        return None
+    if "itm" not in data.active:
+        return "no objective itm"
+    if len(data) < 2:
+        return "one image only"
     n, everyone = len(data), np.arange(len(data))
     text = data.text_of_caption[data.first_caption]
     random_image = data.derangement()
@@ -47,15 +70,20 @@ def measure(data: EvalSet) -> EvalResult | None:
     right, random_logits = logits[:n], logits[n : 2 * n]
     random_wrong = ~_known_true(data, text, random_image, everyone)
     metrics: dict[str, Any] = {"n": n}
+    intervals = {}
     if random_wrong.any():
-        metrics["auc_random"] = auc(right, random_logits[random_wrong])
+        wrong = random_logits[random_wrong]
+        metrics["auc_random"] = auc(right, wrong)
+        intervals["auc_random"] = auc_interval(right, wrong, everyone[random_wrong])
     shown_image, shown_logits = random_image, random_logits
     if found is not None and found.any():
-        metrics["auc_hard"] = auc(right, logits[2 * n :][found])
+        wrong = logits[2 * n :][found]
+        metrics["auc_hard"] = auc(right, wrong)
+        intervals["auc_hard"] = auc_interval(right, wrong, np.tile(everyone, 2)[found])
         shown_image, shown_logits = hard_image, logits[2 * n : 3 * n]
-    if len(metrics) == 1:
-        return None
-    return EvalResult("match", metrics, _examples(data, right, shown_image, shown_logits))
+    if not intervals:
+        return "no pair of image and caption that is wrong for certain"
+    return EvalResult("match", metrics, _examples(data, right, shown_image, shown_logits), intervals)
 
 
 def _known_true(data: EvalSet, text: np.ndarray, image: np.ndarray, owner: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import torch
 
 from simla_ray.evaluation.eval_set import EvalSet, Item, split_dropped
 from simla_ray.evaluation.examples import number, pick
+from simla_ray.evaluation.intervals import mean_intervals
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Gather, chunks_of
 from simla_ray.types import EvalResult
@@ -62,6 +63,12 @@ def recalls(i2t: np.ndarray, t2i: np.ndarray) -> dict[str, float]:
     """Ranks of both directions -> ``{"i2t_r1": ..., ..., "t2i_r10": ...}``, shares of the queries in 0..1."""
     both = {"i2t": i2t, "t2i": t2i}
     return {f"{name}_r{k}": float((both[name] <= k).mean()) for name in DIRECTIONS for k in KS}
+
+
+def recall_intervals(i2t: np.ndarray, t2i: np.ndarray, image_of_caption: np.ndarray) -> dict[str, list[float]]:
+    """``[low, high]`` of each of ``recalls``; what is drawn are images, with all their captions."""
+    of_images = mean_intervals({f"i2t_r{k}": i2t <= k for k in KS})
+    return of_images | mean_intervals({f"t2i_r{k}": t2i <= k for k in KS}, image_of_caption)
 
 
 def vector_retrieval(
@@ -122,31 +129,37 @@ def validation_retrieval(
     return vector_retrieval(image_vectors[list(place.values())], text_vectors, owner)
 
 
-def measure(data: EvalSet) -> EvalResult | None:
+def measure(data: EvalSet) -> EvalResult | str:
     """Recall at 1, 5 and 10 of both directions.
 
     Metrics: ``n_images``, ``n_captions``; ``itc`` and ``itm`` (re-ranked), where the run has the objective;
     ``chance``, of a random order. In the built-in world also ``itc_satisfied``, ``itm_satisfied`` and
     ``chance_satisfied``, where every image that makes the caption true counts as right. Without ITC, ITM scores every
-    pair of the first ``EXHAUSTIVE_IMAGES`` images. None with neither, or with one image.
+    pair of the first ``EXHAUSTIVE_IMAGES`` images. With neither, or with one image, the reason.
     """
-    if not {"itc", "itm"} & data.active or len(data) < 2:
-        return None
+    if not {"itc", "itm"} & data.active:
+        return "no objective itc or itm"
+    if len(data) < 2:
+        return "one image only"
     if "itc" not in data.active:
         data = data.first(EXHAUSTIVE_IMAGES)
     metrics: dict[str, Any] = {"n_images": len(data), "n_captions": len(data.captions)}
+    intervals = {}
     truths = [OWN] if data.satisfied is None else [OWN, SATISFIED]
     rankings = {direction: _ranking(data, direction, truths) for direction in DIRECTIONS}
-    if "itc" in data.active:
-        metrics |= {f"itc{truth}": recalls(*(rankings[d].ranks[truth] for d in DIRECTIONS)) for truth in truths}
-    if "itm" in data.active:
-        _rerank(data, rankings, truths)
-        metrics |= {f"itm{truth}": recalls(*(rankings[d].ranks[truth] for d in DIRECTIONS)) for truth in truths}
+    for ranker in ("itc", "itm"):
+        if ranker in data.active:
+            if ranker == "itm":
+                _rerank(data, rankings, truths)
+            for truth in truths:
+                i2t, t2i = (rankings[d].ranks[truth] for d in DIRECTIONS)
+                metrics[ranker + truth] = recalls(i2t, t2i)
+                intervals[ranker + truth] = recall_intervals(i2t, t2i, data.image_of_caption)
     per_image = np.bincount(data.image_of_caption)
     metrics["chance"] = chance(per_image, np.ones(len(data.captions), np.int64))
     if data.satisfied is not None:
         metrics[f"chance{SATISFIED}"] = chance(data.satisfied.sum(1), data.satisfied.sum(0))
-    return EvalResult("retrieval", metrics, _examples(data, rankings["t2i"]))
+    return EvalResult("retrieval", metrics, _examples(data, rankings["t2i"]), intervals)
 
 
 def chance(right_captions: np.ndarray, right_images: np.ndarray) -> dict[str, float]:

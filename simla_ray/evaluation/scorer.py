@@ -13,9 +13,10 @@ from simla_ray.data.sample import SampleMaker
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.model import Model, Towers
 from simla_ray.models.precision import autocast
+from simla_ray.models.reranking import PAIRS, TextStarts, fused_cls
 from simla_ray.models.stack import Attentions, Memory
 
-IMAGES, TEXTS, PAIRS = 64, 256, 256
+IMAGES, TEXTS = 64, 256
 
 
 class Scorer:
@@ -52,6 +53,14 @@ class Scorer:
                 vectors.append(towers.image_vector(tokens[-1]))
         return torch.cat(tokens), torch.cat(vectors)
 
+    @torch.no_grad()
+    def image_tokens(self, images: np.ndarray | Tensor, batch_size: int = IMAGES) -> Tensor:
+        """images (n, 3, px, px) uint8 -> tokens (n, N, D), of a model that may have no joint space."""
+        with autocast(self.run, self.device):
+            return torch.cat(
+                [self.model.student.vision(part.to(self.device)) for part in torch.as_tensor(images).split(batch_size)]
+            )
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest."""
         limits = self.run.text
@@ -82,21 +91,30 @@ class Scorer:
         with autocast(self.run, self.device):
             return self.model.student.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
 
+    def match_texts(self, ids: Tensor, mask: Tensor) -> TextStarts:
+        """Texts, ids (n, L) and mask (n, L), as ``match_pairs`` takes them; each runs once for all pairs it is in."""
+        return TextStarts(self.model.student.text, ids, mask)
+
+    @torch.no_grad()
+    def match_pairs(
+        self, image_tokens: Tensor, texts: TextStarts, image: np.ndarray, text: np.ndarray, batch_size: int = PAIRS
+    ) -> Tensor:
+        """(n,) float32: ITM's logit of a match less that of a mismatch, for n > 0 pairs of an image and a text.
+
+        ``image`` and ``text`` (n,) are rows of image_tokens (m, N, D) and of ``texts``, in any order.
+        """
+        assert self.model.itm_head is not None
+        with autocast(self.run, self.device):
+            two = self.model.itm_head(fused_cls(image_tokens, texts, image, text, batch_size)).float()
+        return two[:, 1] - two[:, 0]
+
     @torch.no_grad()
     def match_logits(
         self, image_tokens: Tensor, image_index: Tensor, ids: Tensor, mask: Tensor, batch_size: int = PAIRS
     ) -> Tensor:
-        """(n,) float32: ITM's logit of a match less that of a mismatch, for pairs of an image and a text.
-
-        Keys and values of an image are projected once per batch: give the pairs ordered by image.
-        """
-        assert self.model.itm_head is not None
-        logits = []
-        for start in range(0, len(ids), batch_size):
-            part = slice(start, start + batch_size)
-            used, index = image_index[part].unique(return_inverse=True)
-            hidden = self.fuse(image_tokens[used], index, ids[part], mask[part])
-            with autocast(self.run, self.device):
-                two = self.model.itm_head(hidden[:, 0]).float()
-            logits.append(two[:, 1] - two[:, 0])
-        return torch.cat(logits)
+        """``match_pairs`` with the tokens of each pair's text, ids (n, L) and mask (n, L); equal ones run once."""
+        rows = ids.masked_fill(~mask, -1).cpu().numpy()
+        _, first, text = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        distinct = torch.from_numpy(first).to(ids.device)
+        texts = self.match_texts(ids[distinct], mask[distinct])
+        return self.match_pairs(image_tokens, texts, image_index.cpu().numpy(), text.ravel(), batch_size)

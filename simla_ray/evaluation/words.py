@@ -17,6 +17,7 @@ from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet
 from simla_ray.evaluation.examples import pick, spread
+from simla_ray.evaluation.intervals import mean_intervals, ratio_intervals
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.forward import Needs, forward_cross
 from simla_ray.models.precision import autocast
@@ -53,15 +54,16 @@ def color_words(data: EvalSet) -> list[Masked]:
     return [found[k] for k in spread(len(found), MAX_WORDS)]
 
 
-def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | None:
+def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | str:
     """Accuracy of the most likely word of the whole vocabulary, and of the most likely visual code.
 
     Metrics: ``color_right``, ``color_wrong``, ``n``: masked colour words predicted over the right and over another
     picture; ``mlm_accuracy``: words masked as in validation; ``mim_accuracy``: patches, where ``tokenizer`` (pictures
-    -> codes) is given, of the first ``mim.batch_fraction`` of each batch as in training. None where the run predicts
-    neither.
+    -> codes) is given, of the first ``mim.batch_fraction`` of each batch as in training. Where the run predicts
+    neither, the reason.
     """
     metrics: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
     examples: list[dict[str, Any]] = []
     cases = color_words(data) if "mlm" in data.active and len(data) > 1 else []
     if cases:
@@ -70,11 +72,15 @@ def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | N
         parts = data.work.map(lambda c: _predict(data, [cases[i] for i in c], wrong_image), chunks)
         right, wrong = np.concatenate(parts, axis=1)
         truth = np.array([case.token_id for case in cases])
-        metrics |= {"color_right": float((right == truth).mean()), "color_wrong": float((wrong == truth).mean())}
+        hits = {"color_right": right == truth, "color_wrong": wrong == truth}
+        metrics |= {name: float(hit.mean()) for name, hit in hits.items()}
         metrics["n"] = len(cases)
+        intervals |= mean_intervals(hits, np.array([case.item for case in cases]))
         examples = _examples(data, cases, right, wrong)
-    metrics |= _accuracies(data, tokenizer)
-    return EvalResult("words", metrics, examples) if metrics else None
+    for name, (right, total) in _counts(data, tokenizer).items():
+        metrics[name] = float(right.sum() / total.sum())
+        (intervals[name],) = ratio_intervals(right[:, None], total)
+    return EvalResult("words", metrics, examples, intervals) if metrics else "no objective mlm or mim"
 
 
 @torch.no_grad()
@@ -96,20 +102,19 @@ def _predict(data: EvalSet, cases: list[Masked], wrong_image: np.ndarray) -> np.
     return torch.stack(predicted).cpu().numpy()
 
 
-def _accuracies(data: EvalSet, tokenizer: nn.Module | None) -> dict[str, float]:
+def _counts(data: EvalSet, tokenizer: nn.Module | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Accuracies as (n,) right and (n,) all positions of the images that have any."""
     active = data.active & ({"mlm"} if tokenizer is None else {"mlm", "mim"})
     if not active:
         return {}
     parts = data.work.map(lambda c: _count(data, active, tokenizer, c), chunks_of(len(data), IMAGES))
-    totals = {name: np.sum([part[name] for part in parts], axis=0) for name in sorted(active, reverse=True)}
-    return {f"{name}_accuracy": float(right / total) for name, (right, total) in totals.items() if total}
+    counts = {name: np.concatenate([part[name] for part in parts], axis=1) for name in sorted(active, reverse=True)}
+    return {f"{name}_accuracy": (right, total) for name, (right, total) in counts.items() if total.any()}
 
 
 @torch.no_grad()
-def _count(
-    data: EvalSet, active: set[str], tokenizer: nn.Module | None, chunk: range
-) -> dict[str, tuple[float, float]]:
-    """(right, all) per objective, by training's own forward without its teacher."""
+def _count(data: EvalSet, active: set[str], tokenizer: nn.Module | None, chunk: range) -> dict[str, np.ndarray]:
+    """(2, n) right and all positions of each image, per objective, by training's own forward without its teacher."""
     scorer, objectives = data.scorer, data.run.objectives
     batch = collate(stacked([data.items[i].sample for i in chunk]), data.run).to(scorer.device)
     with autocast(scorer.run, scorer.device):
@@ -124,9 +129,9 @@ def _count(
     return counts
 
 
-def _right(logits: Tensor | None, label: Tensor, weight: Tensor) -> tuple[float, float]:
+def _right(logits: Tensor | None, label: Tensor, weight: Tensor) -> np.ndarray:
     assert logits is not None
-    return float(((logits.argmax(-1) == label) * weight).sum()), float(weight.sum())
+    return torch.stack([((logits.argmax(-1) == label) * weight).sum(1), weight.sum(1)]).double().cpu().numpy()
 
 
 def _examples(data: EvalSet, cases: list[Masked], right: np.ndarray, wrong: np.ndarray) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The sections that show examples of the evaluation: retrieval, grounding, keywords, masked words, matching."""
+"""The sections that show examples of the evaluation: one maker for each task."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from simla_ray.markup import Markup, decode_picture, join, picture, table, tag
 from simla_ray.report.figures import heat_picture
+from simla_ray.report.questions import question_card, statement_card
+from simla_ray.report.results import percent
 from simla_ray.report.terminal import number
 
 Example = dict[str, Any]
@@ -22,6 +24,10 @@ def example_sections(examples: dict[str, list[Example]]) -> list[tuple[str, str,
         "keywords": ("Keywords", _keywords),
         "words": ("Masked words", _words),
         "match": ("Matching", _match),
+        "classification": ("Zero-shot classes", _classification),
+        "ratings": ("Human ratings", _ratings),
+        "vqa": ("Questions", _questions),
+        "statements": ("Statements", _statements),
     }
     there = {task: found for task in makers if (found := examples.get(task))}
     return [(task, makers[task][0], join(makers[task][1](found))) for task, found in there.items()]
@@ -73,11 +79,13 @@ def _grounding(examples: list[Example]) -> list[Markup]:
     if not any(decode_picture(example.get("image")) for example in examples):
         rows = [(e.get("phrase", ""), e.get("uid", ""), mark(bool(e.get("hit")), "hit", "miss")) for e in examples]
         return [_lead(PICKED), table(("phrase", "row", "hottest place"), rows, "Pointing", shown=False)]
-    lead = _lead(
+    text = (
         "Left the picture with the boxes of the phrase, right the model's heat map for it: brighter is hotter, "
-        "the ring is the hottest patch. A hit is a hottest patch whose centre lies in a box.",
-        PICKED,
+        "the ring is the hottest patch. A hit is a hottest patch whose centre lies in a box."
     )
+    if any(example.get("proposed") for example in examples):
+        text += " The dashed box lies around the peak of the map once it is smoothed."
+    lead = _lead(text, PICKED)
     return [lead, tag("div", *map(_pointing, examples), class_="cards")]
 
 
@@ -91,7 +99,7 @@ def _pointing(example: Example) -> Markup:
     pair = [tag("figure", picture(example["image"], "the picture"), _overlay(boxes))]
     if heat:
         over = tag("img", src=heat_picture(raw, heat), alt=f"heat map: {'hit' if hit else 'miss'}")
-        pair.append(tag("figure", over, _overlay(boxes, peak(heat))))
+        pair.append(tag("figure", over, _overlay(boxes, peak(heat), example.get("proposed"))))
     return tag("article", head, tag("div", *pair, class_="pair"))
 
 
@@ -101,16 +109,26 @@ def peak(heat: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     return ((0.5 - column) / len(heat[0]), (0.5 - row) / len(heat)) if value > 0 else None
 
 
-def _overlay(boxes: Sequence[Sequence[float]], point: tuple[float, float] | None = None) -> Markup:
-    """Boxes twice, light over dark, so that they show on any picture; and a ring at the point."""
+def _overlay(
+    boxes: Sequence[Sequence[float]],
+    point: tuple[float, float] | None = None,
+    proposed: Sequence[float] | None = None,
+) -> Markup:
+    """Boxes twice, light over dark, so that they show on any picture; a ring at the point, a dashed box."""
     shapes = []
     for class_ in ("under", "over"):
-        for x1, y1, x2, y2 in boxes:
-            place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
-            shapes.append(tag("rect", **{k: f"{100 * v:.2f}" for k, v in place.items()}, class_=class_))
+        shapes += [_rect(box, class_) for box in boxes]
+        if proposed is not None:
+            shapes.append(_rect(proposed, f"{class_} proposed"))
         if point is not None:
             shapes.append(tag("circle", cx=f"{100 * point[0]:.2f}", cy=f"{100 * point[1]:.2f}", r="4", class_=class_))
     return tag("svg", *shapes, viewBox="0 0 100 100", preserveAspectRatio="none", aria_hidden="true")
+
+
+def _rect(box: Sequence[float], class_: str) -> Markup:
+    x1, y1, x2, y2 = box
+    place = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
+    return tag("rect", **{k: f"{100 * v:.2f}" for k, v in place.items()}, class_=class_)
 
 
 def _keywords(examples: list[Example]) -> list[Markup]:
@@ -184,6 +202,43 @@ def _pair(example: Example) -> Markup:
         text = f"{words}: {_signed(side.get('logit'))}"
         sides.append(tag("figure", picture(side.get("image"), f"{words} picture"), tag("figcaption", text)))
     return tag("article", head, tag("div", *sides, class_="pair"))
+
+
+def _classification(examples: list[Example]) -> list[Markup]:
+    lead = _lead("Pictures with their class, the class that the model names, and the cosines of the likeliest.", PICKED)
+    pictures = [picture(example.get("image"), "the picture") for example in examples]
+    rows = []
+    for e, shown in zip(examples, pictures, strict=True):
+        likeliest = [f"{one.get('label', '')} {_signed(one.get('score'))}" for one in e.get("top", [])]
+        named = mark(bool(e.get("hit")), str(e.get("predicted", "")), str(e.get("predicted", "")))
+        cells = [tag("b", e.get("label", "")), named, ", ".join(likeliest) or NO_VALUE]
+        rows.append([shown or e.get("uid", ""), *cells])
+    return [lead, table(("", "class", "named", "likeliest"), rows, "Classes", class_="words", shown=False)]
+
+
+def _ratings(examples: list[Example]) -> list[Markup]:
+    lead = _lead(
+        "Pairs that people rated, and where the pair stands among all of them for the people and for the model: "
+        "0 % is the worst pair, 100 % the best. Half of the examples are pairs on which they agree better than on most."
+    )
+    pictures = [picture(example.get("image"), "the picture") for example in examples]
+    rows = []
+    for e, shown in zip(examples, pictures, strict=True):
+        cells = [tag("q", e.get("caption", "")), _signed(e.get("rating")), percent(e.get("human_place"))]
+        cells.append(mark(bool(e.get("hit")), percent(e.get("place")), percent(e.get("place"))))
+        rows.append([shown or e.get("uid", ""), *cells])
+    head = ("", "caption", "rating", "place for people", "place for the model")
+    return [lead, table(head, rows, "Ratings", class_="words", shown=False)]
+
+
+def _questions(examples: list[Example]) -> list[Markup]:
+    lead = _lead("A question, the likeliest of the known answers, and what annotators say.", PICKED)
+    return [lead, tag("div", *(question_card(e, mark(bool(e.get("hit")))) for e in examples), class_="cards")]
+
+
+def _statements(examples: list[Example]) -> list[Markup]:
+    lead = _lead("A statement, its label, and the label that the model finds likeliest.", PICKED)
+    return [lead, tag("div", *(statement_card(e, mark(bool(e.get("hit")))) for e in examples), class_="cards")]
 
 
 def _signed(value: float | None) -> str:

@@ -122,16 +122,20 @@ def heat_picture(raw: bytes, heat: Sequence[Sequence[float]]) -> str:
         image = opened.convert("RGB")
     scale = HEAT_PX / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    heat_over(image.resize(size, Image.Resampling.LANCZOS), heat).save(out, "JPEG", quality=86)
+    return data_uri(out.getvalue(), "image/jpeg")
+
+
+def heat_over(image: Image.Image, heat: Sequence[Sequence[float]] | np.ndarray) -> Image.Image:
+    """An RGB picture in grey with the heat map (g, g) over it, at the picture's size."""
     base = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32) * 0.9
     map_ = np.asarray(heat, dtype=np.float32)
     grid = Image.fromarray(map_ / max(float(map_.max()), 1e-9))
-    heat_hw = np.clip(np.asarray(grid.resize(size, Image.Resampling.BICUBIC)), 0, 1)
+    heat_hw = np.clip(np.asarray(grid.resize(image.size, Image.Resampling.BICUBIC)), 0, 1)
     over = matplotlib.colormaps["inferno"](0.4 + 0.55 * heat_hw)[..., :3] * 255
     alpha = 0.8 * heat_hw[..., None]
-    out = io.BytesIO()
-    Image.fromarray((base * (1 - alpha) + over * alpha).astype(np.uint8)).save(out, "JPEG", quality=86)
-    return data_uri(out.getvalue(), "image/jpeg")
+    return Image.fromarray((base * (1 - alpha) + over * alpha).astype(np.uint8))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
+from simla_ray.types import with_intervals
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class RunFolder:
     events: list[dict[str, Any]]
     dropped: list[dict[str, Any]]
     examples: dict[str, list[dict[str, Any]]]  # task -> what its figures are drawn from
-    results: dict[str, dict[str, Any]]  # task -> its metrics
+    results: dict[str, dict[str, Any]]  # task -> its metrics, with their ``intervals``
 
     @property
     def label(self) -> str:
@@ -75,7 +76,10 @@ def read_folder(folder: Path) -> RunFolder:
     lines = read_lines(folder / "metrics.jsonl")
     evaluation = _tree(folder / "evaluation.json") or {}
     summary = _tree(folder / "summary.json")
-    results = {task: result.get("metrics", {}) for task, result in evaluation.items()}
+    results = {
+        task: with_intervals(result.get("metrics", {}), result.get("intervals", {}))
+        for task, result in evaluation.items()
+    }
     return RunFolder(
         name=str((summary or {}).get("name") or folder.resolve().name),
         run=load_run([config], presets=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from simla_ray.markup import Markup, join, table, tag
 from simla_ray.report import figures
@@ -12,6 +13,7 @@ from simla_ray.report.results import (
     DIRECTIONS,
     RECALLS,
     Measure,
+    half_width,
     headline,
     other_measures,
     percent,
@@ -25,6 +27,8 @@ OBJECTIVES = {
     "mlm": "Masked language",
     "mim": "Masked image",
     "psl": "Keywords (pseudo-supervised)",
+    "answers": "Answers to questions",
+    "labels": "Labels of statements",
 }
 METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP"}
 #: More phase numbers than this are not explained in words.
@@ -34,8 +38,10 @@ MANY = 4
 def sentence(run: RunFolder) -> str:
     """What was trained on what and for how long."""
     config, done = run.run, run.summary or {}
-    names = [name.upper() for name in config.objectives.active()]
+    names = [name.upper() if config.task is None else name for name in config.objectives.active()]
     what = f"{METHODS.get(config.method, str(config.method))} at size {config.size}"
+    if config.task is not None:
+        what += f", fine-tuned for {config.task},"
     if str(config.variant) != "default":
         what += f", {config.variant} variant,"
     given = config.vision.pretrained or config.vision.weights is not None or config.text.weights is not None
@@ -120,11 +126,14 @@ def _tile(measure: Measure) -> Markup:
 
 def result_section(run: RunFolder) -> tuple[str, str, Markup] | None:
     """All results beside their baselines."""
-    parts = []
+    parts: list[Markup] = []
     retrieval = run.results.get("retrieval")
     if retrieval:
         head = ["ranking", *(f"{words}, R@{k}" for words in DIRECTIONS.values() for k in RECALLS)]
-        rows = [[name, *(percent(cell) for cell in cells.values())] for name, cells in retrieval_rows(retrieval)]
+        rows = [
+            [name, *(_with_spread(percent(cell), half_width(ends.get(key))) for key, cell in cells.items())]
+            for name, cells, ends in retrieval_rows(retrieval)
+        ]
         title = f"Retrieval: {run.label}, {size(retrieval)}"
         parts.append(table(head, rows, title, range(1, len(head)), "retrieval"))
         if any(key.endswith("_satisfied") for key in retrieval):
@@ -132,14 +141,32 @@ def result_section(run: RunFolder) -> tuple[str, str, Markup] | None:
             parts.append(tag("p", text, class_="note"))
     measures = other_measures(run.results)
     if measures:
-        rows = [(m.name, percent(m.value), percent(m.baseline), m.baseline_name, m.of) for m in measures]
+        rows = [(m.name, _with_spread(m.text, m.spread), m.baseline_text, m.baseline_name, m.of) for m in measures]
         head = ("measure", "result", "baseline", "baseline is", "measured on")
         parts.append(table(head, rows, f"Other tasks: {run.label}", (1, 2)))
+    if any(result.get("intervals") for result in run.results.values()):
+        text = "± is half of the interval that holds 95 % of 1,000 resamples of the pictures, with all their captions."
+        parts.append(tag("p", text, class_="note"))
+    parts += _confused(run.results.get("classification", {}))
+    missing = run.results.get("data", {}).get("not_run")
+    if missing:
+        text = ", ".join(f"{task} ({why})" for task, why in missing.items())
+        parts.append(tag("p", f"Not run: {text}.", class_="note"))
     dropped = run.results.get("data", {}).get("dropped")
     if dropped:
         text = ", ".join(f"{reason} {n:,}" for reason, n in dropped.items())
         parts.append(tag("p", f"Rows of the evaluation that could not be used: {text}.", class_="note"))
     return ("results", "Results", join(parts)) if parts else None
+
+
+def _with_spread(text: str, spread: str | None) -> Markup | str:
+    return text if spread is None else join([text, " ", tag("small", spread)])
+
+
+def _confused(classification: dict[str, Any]) -> list[Markup]:
+    """The classes that are most often taken for each other."""
+    rows = [(pair["label"], pair["predicted"], f"{pair['n']:,}") for pair in classification.get("confused", [])]
+    return [table(("class", "taken for", "pictures"), rows, "Classes most often confused", (2,))] if rows else []
 
 
 def curve_section(run: RunFolder) -> tuple[str, str, Markup] | None:

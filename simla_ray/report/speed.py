@@ -126,3 +126,20 @@ def ingest_tables(result: Mapping[str, Any], wanted: int) -> str:
         f"{memory['rows']:,}, grows by at most {memory['growth']:.1%} to its end."
     )
     return "\n\n".join(blocks)
+
+
+def rerank_table(result: Mapping[str, Any]) -> str:
+    """The result of ``measure_rerank``: a row for each side of the images."""
+    rows = [["images", "tokens", "ms per candidate", "whole stack", "ours over it", "over the images"]]
+    for side, found in ((side, found) for side, found in result.items() if side.isdigit()):
+        ours, plain = found["seconds_per_candidate"].values()
+        low, high = found["ratio_range"]
+        ms = number(1000 * ours), number(1000 * plain)
+        ratio = f"{found['ratio']:.2f}", f"{low:.2f} .. {high:.2f}"
+        rows.append([f"{found['images']} of {side} px", str(found["image_tokens"]), *ms, *ratio])
+    differences = [found["largest_difference"] for side, found in result.items() if side.isdigit()]
+    setting = result["setting"]
+    return (
+        f"{aligned(rows)}\n\n{setting['candidates']:,} candidates, {setting['texts']} texts of {setting['tokens']} "
+        f"tokens with each image; logits differ by at most {max(differences):.1g}."
+    )

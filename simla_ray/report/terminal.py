@@ -32,6 +32,10 @@ def event_line(event: dict[str, Any]) -> str | None:
             return f"warning    the checkpoint of step {event['step']} cannot be written: {event['reason']}"
         case "checkpoint_damaged":
             return f"warning    checkpoint {event['name']} is damaged; an older one is taken"
+        case "best_lost":
+            return (
+                f"warning    the best checkpoint, step {event['step']}, is damaged or gone; the last one is evaluated"
+            )
         case "tensorboard_failed":
             return f"warning    TensorBoard's files cannot be written: {event['reason']}; metrics.jsonl has the figures"
     return None
@@ -66,10 +70,10 @@ def summary_table(summary: dict[str, Any]) -> str:
         blocks.append(_retrieval(results["retrieval"]))
     if measures := other_measures(results):
         rows = [
-            [m.name, percent(m.value), f"{m.baseline_name} {percent(m.baseline)}" if m.baseline is not None else ""]
+            [m.name, m.text, m.spread or "", f"{m.baseline_name} {m.baseline_text}" if m.baseline is not None else ""]
             for m in measures
         ]
-        blocks.append(aligned([["result", "", "baseline"], *rows]))
+        blocks.append(aligned([["result", "", "", "baseline"], *rows]))
     if losses := summary.get("losses"):
         rows = [[name, number(span["first"]), "->", number(span["last"])] for name, span in in_order(losses)]
         blocks.append(aligned([["loss", "first", "", "last"], *rows]))
@@ -141,5 +145,5 @@ def _head(summary: dict[str, Any]) -> str:
 
 def _retrieval(metrics: dict[str, Any]) -> str:
     head = ["retrieval"] + [f"{direction} R@{k}" for direction in DIRECTIONS for k in RECALLS]
-    rows = [[name, *(percent(value) for value in cells.values())] for name, cells in retrieval_rows(metrics)]
+    rows = [[name, *(percent(value) for value in cells.values())] for name, cells, _ in retrieval_rows(metrics)]
     return aligned([head, *rows])

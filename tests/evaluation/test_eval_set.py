@@ -10,7 +10,7 @@ from simla_ray.errors import UserError
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.work import Work
 
-from .conftest import make_scorer
+from .conftest import make_scorer, on_ranks
 
 
 def test_unusable_rows_are_counted_and_left_out(scorer, world_rows):
@@ -78,6 +78,25 @@ def test_match_logits_of_pairs_in_any_order(data):
         ids, mask = data.scorer.tokenize([data.texts[text[i]]])
         alone = data.scorer.match_logits(tokens, ids.new_zeros(1), ids, mask)
         assert float(alone) == pytest.approx(float(logits[i]), rel=1e-3, abs=1e-4)
+
+
+def test_match_logits_are_those_of_any_number_of_ranks(vocabulary, world_rows):
+    """To the last bit, and whichever pairs were asked for before."""
+    scorer, rows = make_scorer(vocabulary, method="albef"), world_rows["train"][:100]
+
+    def logits(rank, gather, world):
+        data = EvalSet.load(scorer, rows[rank::world], Work(rank, world, gather))
+        rng = np.random.default_rng(0)
+        image, text = rng.integers(0, len(data), 500), rng.integers(0, len(data.texts), 500)
+        if world > 1:
+            data.match_logits(image[:50][::-1], text[:50])
+        return data.match_logits(image, text)
+
+    (alone,) = on_ranks(1, lambda rank, gather: logits(rank, gather, 1))
+    for found in on_ranks(2, lambda rank, gather: logits(rank, gather, 2)):
+        assert np.array_equal(found, alone)
+    for found in on_ranks(3, lambda rank, gather: logits(rank, gather, 3)):
+        assert np.array_equal(found, alone)
 
 
 def test_derangement_moves_every_image(data):

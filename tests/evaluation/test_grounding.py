@@ -1,93 +1,15 @@
-import math
-
 import numpy as np
 import pytest
 import torch
 
+from simla_ray.errors import UserError
 from simla_ray.evaluation import grounding
 from simla_ray.evaluation.eval_set import EvalSet
-from simla_ray.evaluation.grounding import cam_of, grad_cam, patch_centres, points_inside
+from simla_ray.evaluation.grad_cam import grad_cam
+from simla_ray.evaluation.grounding import best_layers, layer_scores, patch_centres, points_inside
 from simla_ray.evaluation.work import Work
 
-from .conftest import make_scorer
-
-
-def test_cam_by_hand():
-    probability = torch.tensor(
-        [[[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.4, 0.4, 0.2]]]]
-    )  # one head, 3 rows, CLS + 2 patches
-    gradient = torch.tensor([[[[9.0, 1.0, -1.0], [9.0, 2.0, 0.5], [9.0, 9.0, 9.0]]]])
-    mask = torch.tensor([[True, True, False]])
-    one = cam_of([probability], (gradient,), mask)
-    torch.testing.assert_close(one, torch.tensor([[0.5 * 1 + 0.1 * 2, 0.8 * 0.5]]))
-    two_heads = cam_of([probability.repeat(1, 2, 1, 1)] * 2, [torch.cat([gradient, 0 * gradient], 1)] * 2, mask)
-    torch.testing.assert_close(two_heads, one)  # half by the heads' mean, double by the layers' sum
-
-
-def slow_cam(model, image_tokens, ids):
-    """One phrase without padding over image_tokens (N, D): float64 forward by hand, autograd, then loops."""
-    text, memory = model.student.text, image_tokens.double()
-    kept = []
-
-    def attend(block, x, source, keep):
-        heads, width = block.heads, x.shape[-1]
-        query, key, value = (block.self[name](t) for name, t in (("query", x), ("key", source), ("value", source)))
-        context, probabilities = torch.empty_like(x), []
-        for h in range(heads):
-            part = slice(h * width // heads, (h + 1) * width // heads)
-            scores = query[:, part] @ key[:, part].T / math.sqrt(width // heads)
-            probability = scores.exp() / scores.exp().sum(1, keepdim=True)
-            if keep:
-                probability.retain_grad()
-                probabilities.append(probability)
-            context[:, part] = probability @ value[:, part]
-        if keep:
-            kept.append(probabilities)
-        return block.output.LayerNorm(block.output.dense(context) + x)
-
-    x = text.embeddings.word_embeddings(ids) + text.embeddings.position_embeddings.weight[: len(ids)]
-    x = text.embeddings.LayerNorm(x)
-    for layer in text.encoder.layer:
-        x = attend(layer.attention, x, x, False)
-        x = attend(layer.crossattention, x, memory, True)
-        inner = torch.nn.functional.gelu(layer.intermediate["dense"](x))
-        x = layer.output.LayerNorm(layer.output.dense(inner) + x)
-    model.itm_head(x[0])[1].backward()
-    cam = [0.0] * (len(memory) - 1)
-    for layer in kept:
-        for probability in layer:
-            for row in range(len(ids)):
-                for patch in range(len(cam)):
-                    gradient = max(float(probability.grad[row, patch + 1]), 0.0)
-                    cam[patch] += float(probability.detach()[row, patch + 1]) * gradient / len(layer)
-    return np.array(cam)
-
-
-def test_grad_cam_against_a_slow_one(vocabulary, data):
-    phrases = ["a red circle", "a large blue star", "ring"]
-    scorer = data.scorer
-    tokens, _ = scorer.encode_images(data.images([0, 1]))
-    ids, mask = scorer.tokenize(phrases)
-    index = torch.tensor([1, 0, 1])
-    fast = grad_cam(scorer, tokens, index, ids, mask).numpy()
-    assert fast.shape == (3, 36) and (fast >= 0).all()
-    double = make_scorer(vocabulary).model.double().eval()
-    for i in range(3):
-        slow = slow_cam(double, tokens[index[i]], ids[i][mask[i]])
-        np.testing.assert_allclose(fast[i], slow, rtol=1e-3, atol=1e-5 * slow.max())
-        assert slow.max() > 0
-
-
-def test_parameters_need_no_gradients_and_get_none(vocabulary, data):
-    scorer = make_scorer(vocabulary)
-    tokens, _ = scorer.encode_images(data.images([0]))
-    ids, mask = scorer.tokenize(["a red circle"])
-    index = torch.tensor([0])
-    expected = grad_cam(scorer, tokens, index, ids, mask)
-    assert all(p.grad is None for p in scorer.model.parameters())
-    scorer.model.requires_grad_(False)
-    with torch.no_grad():
-        torch.testing.assert_close(grad_cam(scorer, tokens, index, ids, mask), expected)
+from .conftest import make_scorer, on_ranks
 
 
 def test_points_and_patches():
@@ -104,34 +26,91 @@ def at(grid, x, y):
     return heat
 
 
-def test_measure_against_maps_by_hand(scorer, world_rows, monkeypatch):
+CORNER, REST = [0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]
+
+
+@pytest.fixture
+def four(world_rows):
+    """Rows with a phrase each, in another place, and two objects; the last has phrases that cannot be used."""
     rows = [dict(row) for row in world_rows["test"][:4]]
-    corner = [0.0, 0.0, 0.5, 0.5]
-    for row, boxes in zip(rows, ([corner], [[0.4, 0.4, 1.0, 1.0]], [corner, [0.5, 0.5, 1.0, 1.0]], []), strict=True):
+    for row, boxes in zip(rows, ([CORNER], [[0.4, 0.4, 1.0, 1.0]], [CORNER, REST], []), strict=True):
         row["phrases"] = [{"text": "A thing!", "boxes": boxes}]
-        row["boxes"] = [corner, [0.5, 0.5, 1.0, 1.0]]
-    rows[3]["phrases"] += [{"text": "?", "boxes": [corner]}, {"text": "none", "boxes": None}]
-    data = EvalSet.load(scorer, rows, Work())
+        row["boxes"] = [CORNER, REST]
+    rows[3]["phrases"] += [{"text": "?", "boxes": [CORNER]}, {"text": "none", "boxes": None}]
+    rows[3]["phrases"] += [{"text": "beside", "boxes": [[1.0, 0.2, 1.5, 0.4]]}]
+    return rows
+
+
+def test_measure_against_maps_by_hand(scorer, four, monkeypatch):
+    data = EvalSet.load(scorer, four, Work())
     # right; in the wrong corner; zero everywhere, which must not count as the first patch
     maps = np.stack([at(6, 0.1, 0.3), at(6, 0.1, 0.1), np.zeros(36, np.float32)])
-    monkeypatch.setattr(grounding, "_maps", lambda data, phrases: maps)
+    monkeypatch.setattr(grounding, "_maps", lambda data, phrases, layers: maps[None])
     result = grounding.measure(data)
     assert result.metrics == {
         "pointing": pytest.approx(1 / 3),
         "chance": pytest.approx((9 + 16 + 18) / 36 / 3),
         "center": 1.0,
         "random_object": pytest.approx((1 / 2 + 1 / 2 + 1) / 3),
+        "box_accuracy": 0.0,  # one patch is too small a box
+        "box_whole": 0.0,
+        "box_middle": 0.0,
         "n": 3,
+        "candidate_accuracy": pytest.approx(1 / 3),
+        "candidate_random": pytest.approx((1 / 2 + 1 / 2 + 1) / 3),
+        "candidate_largest": pytest.approx(2 / 3),  # of equals the first
+        "candidate_n": 3,
+        "layers": [0, 1, 2],
+        "skipped": {"box_outside": 1, "no_boxes": 3, "no_words": 1},
     }
     assert [example["hit"] for example in result.examples] == [True, False, False]
     assert result.examples[0]["phrase"] == "a thing"
     assert np.array(result.examples[0]["heat"]).shape == (6, 6) and result.examples[0]["heat"][1][0] == 1.0
+    assert result.examples[0]["iou"] > 0 and "proposed" not in result.examples[2]
+
+
+def test_a_map_that_fills_its_box_finds_it(scorer, four, monkeypatch):
+    four[1]["phrases"][0]["boxes"] = [REST]
+    four[0]["boxes"] = [[-1.0, 0.0, 0.5, 0.5], REST]  # cut at the edge it is the corner
+    four[1]["boxes"] = []
+    data = EvalSet.load(scorer, four, Work())
+    quarter = np.zeros((6, 6), np.float32)
+    quarter[:3, :3] = 1
+    maps = np.stack([quarter, quarter, quarter[::-1, ::-1]]).reshape(3, 36)
+    monkeypatch.setattr(grounding, "_maps", lambda data, phrases, layers: maps[None])
+    m = grounding.measure(data).metrics
+    assert m["box_accuracy"] == pytest.approx(2 / 3) == m["pointing"]
+    assert m["candidate_accuracy"] == 1.0 and m["candidate_n"] == 2 and "random_object" not in m
+    assert m["skipped"]["candidate_box_clipped"] == 1
+
+
+def test_phrases_that_all_fail_are_counted(scorer, vocabulary, four):
+    why = grounding.measure(EvalSet.load(scorer, four[3:], Work()))
+    assert why == "no phrase has words and boxes: box_outside 1, no_boxes 3, no_words 1"
+    four[3]["phrases"] = []
+    assert grounding.measure(EvalSet.load(scorer, four[3:], Work())) == "no column phrases"
+    clip = make_scorer(vocabulary, method="clip", queue=0)
+    assert grounding.measure(EvalSet.load(clip, four, Work())) == "no objective itm"
+
+
+def test_intervals_are_over_images(scorer, world_rows):
+    """Phrases of an image are drawn together: with one image nothing moves."""
+    data = EvalSet.load(scorer, world_rows["test"][:30], Work())
+    result = grounding.measure(data)
+    assert set(result.intervals) == {"pointing", "box_accuracy", "candidate_accuracy"}
+    for name, (low, high) in result.intervals.items():
+        assert 0 <= low <= result.metrics[name] <= high <= 1
+    low, high = result.intervals["pointing"]
+    assert low < high
+    alone = grounding.measure(data.first(1))
+    assert alone.intervals["pointing"] == [alone.metrics["pointing"]] * 2
 
 
 def test_many_phrases_are_thinned_the_same_way_every_time(data, monkeypatch):
-    every = grounding.phrases_of(data)
+    every, skipped = grounding.phrases_of(data)
+    assert skipped == {}
     monkeypatch.setattr(grounding, "MAX_PHRASES", 7)
-    few = grounding.phrases_of(data)
+    few = grounding.phrases_of(data)[0]
     assert len(few) == 7 < len(every)
     assert [(p.item, p.text) for p in few] == [
         (every[i * len(every) // 7].item, every[i * len(every) // 7].text) for i in range(7)
@@ -140,12 +119,69 @@ def test_many_phrases_are_thinned_the_same_way_every_time(data, monkeypatch):
 
 def test_phrases_point_into_their_own_image(data):
     """A map of the whole set is the map of each phrase alone."""
-    phrases = grounding.phrases_of(data)[:9]
-    together = grounding._maps(data, phrases)
+    phrases = grounding.phrases_of(data)[0][:9]
+    together = grounding._maps(data, phrases, (0, 1))
+    assert together.shape == (2, 9, 36)
     for i in (0, 4, 8):
-        np.testing.assert_allclose(grounding._maps(data, [phrases[i]])[0], together[i], rtol=1e-3, atol=1e-6)
+        alone = grounding._maps(data, [phrases[i]], (0, 1))[:, 0]
+        np.testing.assert_allclose(alone, together[:, i], rtol=1e-3, atol=1e-6)
 
 
 def test_rows_without_all_objects_have_no_such_baseline(scorer, world_rows):
     rows = [{k: v for k, v in row.items() if k not in ("boxes", "box_labels")} for row in world_rows["test"][:3]]
-    assert set(grounding.measure(EvalSet.load(scorer, rows, Work())).metrics) == {"pointing", "chance", "center", "n"}
+    metrics = grounding.measure(EvalSet.load(scorer, rows, Work())).metrics
+    assert set(metrics) == {
+        "pointing", "chance", "center", "box_accuracy", "box_whole", "box_middle", "n", "layers", "skipped",
+    }  # fmt: skip
+
+
+def slow_pointing(data, layers):
+    """Phrase by phrase: one map, the first hottest patch, the boxes one by one."""
+    phrases, hits = grounding.phrases_of(data)[0], 0
+    for phrase in phrases:
+        tokens, _ = data.scorer.encode_images(data.images([phrase.item]))
+        ids, mask = data.scorer.tokenize([phrase.text])
+        cam = grad_cam(data.scorer, tokens, torch.tensor([0]), ids, mask, layers)[0]
+        y, x = divmod(int(cam.argmax()), 6)
+        x, y = (x + 0.5) / 6, (y + 0.5) / 6
+        hits += any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in phrase.boxes.tolist())
+    return hits / len(phrases)
+
+
+def test_layers_are_chosen_by_pointing(data):
+    data = data.first(12)
+    scores = layer_scores(data)
+    assert list(scores) == [(0, 1, 2), (0,), (1,), (2,)]
+    for layers, score in scores.items():
+        assert score == grounding.measure(data, layers).metrics["pointing"]
+        assert score == pytest.approx(slow_pointing(data, layers), abs=0.04)  # rounding may move a tie
+    best = best_layers(scores)
+    assert scores[best] == max(scores.values())
+    assert grounding.measure(data, best).metrics["layers"] == list(best)
+
+
+def test_ties_go_to_all_layers_then_to_the_first():
+    assert best_layers({(0, 1, 2): 0.5, (0,): 0.5, (1,): 0.5}) == (0, 1, 2)
+    assert best_layers({(0, 1, 2): 0.4, (0,): 0.3, (1,): 0.5, (2,): 0.5}) == (1,)
+
+
+def test_bad_layers_are_one_line(data, four):
+    with pytest.raises(UserError, match="layers: 3 has no cross-attention; those that have: 0, 1, 2"):
+        grounding.measure(data, (3,))
+    with pytest.raises(UserError, match="no validation row has a phrase with boxes"):
+        layer_scores(EvalSet.load(data.scorer, four[3:], Work()))
+
+
+def test_every_number_of_ranks_gives_the_same(scorer, world_rows):
+    rows = world_rows["train"][:30]
+
+    def run(world):
+        def rank_of(rank, gather):
+            data = EvalSet.load(scorer, rows[rank::world], Work(rank, world, gather))
+            return grounding.measure(data).metrics, layer_scores(data)
+
+        return on_ranks(world, rank_of)
+
+    alone = run(1)[0]
+    for world in (2, 3):
+        assert all(found == alone for found in run(world))

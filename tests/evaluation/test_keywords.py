@@ -7,6 +7,7 @@ import torch
 from simla_ray.data.text import load_stop_words
 from simla_ray.evaluation import keywords
 from simla_ray.evaluation.eval_set import EvalSet
+from simla_ray.evaluation.intervals import mean_interval
 from simla_ray.evaluation.keywords import Candidates, average_precision, truth_of
 from simla_ray.evaluation.work import Work
 
@@ -92,6 +93,10 @@ def test_measure_against_a_loop(vocabulary, world_rows):
     expected = dict(zip(("ap", "baseline_ap", "precision", "recall"), np.mean(rows, axis=0), strict=True))
     assert {name: result.metrics[name] for name in expected} == pytest.approx(expected)
     assert result.metrics["n"] == len(selected)
+    for name, column in zip(expected, np.array(rows).T, strict=True):
+        assert result.intervals[name] == pytest.approx(mean_interval(column))
+    low, high = result.intervals["selected_precision"]
+    assert low <= result.metrics["selected_precision"] <= high
     assert 0 <= result.metrics["selected_precision"] <= 1
     for example in result.examples:
         assert len(example["recommended"]) == 5 and not set(example["recommended"]) & set(example["caption"].split())
@@ -126,7 +131,7 @@ def test_rows_with_captions_only(scorer, world_rows):
     assert "selected_precision" not in result.metrics and result.metrics["n"] > 0
     for row in rows:
         row["captions"], row["claims"] = row["captions"][:1], row["claims"][:1]
-    assert keywords.measure(EvalSet.load(scorer, rows, Work())) is None
+    assert "no column keywords" in keywords.measure(EvalSet.load(scorer, rows, Work()))
 
 
 @pytest.mark.parametrize("select", ["content", "tfidf", "random"])

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from simla_ray.evaluation import match
+from simla_ray.evaluation import intervals, match
 from simla_ray.evaluation.eval_set import EvalSet
-from simla_ray.evaluation.match import auc
+from simla_ray.evaluation.match import auc, auc_interval
 from simla_ray.evaluation.work import Work
 
 from .conftest import make_scorer
@@ -25,6 +25,19 @@ def test_auc_by_hand():
     assert auc(np.array([0.0]), np.array([1.0])) == 0.0
     assert auc(np.array([1.0, 1.0]), np.array([1.0])) == 0.5
     assert auc(np.array([-np.inf]), np.array([-np.inf, -np.inf])) == 0.5
+
+
+def test_auc_interval_against_a_loop(monkeypatch):
+    """Images with one right score and none to three wrong ones, many of them equal."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 60)
+    rng = np.random.default_rng(2)
+    right, wrong = rng.integers(0, 6, 15).astype(float), rng.integers(0, 6, 24).astype(float)
+    owner = rng.integers(0, 15, 24)
+    draws, found = np.random.default_rng(0), []
+    for _ in range(60):
+        drawn = draws.integers(0, 15, 15)
+        found.append(slow_auc(right[drawn], np.concatenate([wrong[owner == i] for i in drawn])))
+    assert auc_interval(right, wrong, owner) == pytest.approx([np.percentile(found, 2.5), np.percentile(found, 97.5)])
 
 
 def test_measure_against_a_loop(data):
@@ -51,6 +64,8 @@ def test_measure_against_a_loop(data):
         "auc_random": pytest.approx(slow_auc(right, random)),
         "auc_hard": pytest.approx(slow_auc(right, hard)),
     }
+    for name, (low, high) in result.intervals.items():
+        assert low < result.metrics[name] < high
     assert {example["hit"] for example in result.examples} == {True, False}
     for example in result.examples:
         assert example["hit"] == (example["logit"] > example["wrong"]["logit"])
@@ -69,10 +84,11 @@ def test_equal_captions_are_no_hard_negatives(scorer, world_rows):
 def test_nothing_wrong_to_compare_with(scorer, world_rows):
     rows = [{k: v for k, v in row.items() if k not in ("claims", "scene")} for row in world_rows["test"][:2]]
     rows[1]["captions"] = rows[0]["captions"]
-    assert match.measure(EvalSet.load(scorer, rows, Work())) is None
+    assert "wrong for certain" in match.measure(EvalSet.load(scorer, rows, Work()))
+    assert match.measure(EvalSet.load(scorer, rows[:1], Work())) == "one image only"
 
 
 def test_without_itc_only_random_pairs(vocabulary, world_rows):
     scorer = make_scorer(vocabulary, objectives__itc__weight=0, eval__best="last")
-    metrics = match.measure(EvalSet.load(scorer, world_rows["test"][:6], Work())).metrics
-    assert set(metrics) == {"n", "auc_random"}
+    result = match.measure(EvalSet.load(scorer, world_rows["test"][:6], Work()))
+    assert set(result.metrics) == {"n", "auc_random"} and set(result.intervals) == {"auc_random"}

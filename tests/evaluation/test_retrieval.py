@@ -2,11 +2,20 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from simla_ray.errors import UserError
-from simla_ray.evaluation import retrieval
+from simla_ray.evaluation import intervals, retrieval
 from simla_ray.evaluation.eval_set import EvalSet, load_items
-from simla_ray.evaluation.retrieval import chance, ranks, recalls, reranked, validation_retrieval, vector_retrieval
+from simla_ray.evaluation.retrieval import (
+    chance,
+    ranks,
+    recall_intervals,
+    recalls,
+    reranked,
+    validation_retrieval,
+    vector_retrieval,
+)
 from simla_ray.evaluation.work import Work
 
 from .conftest import make_scorer, on_ranks
@@ -50,6 +59,53 @@ def test_recalls_by_hand():
     assert found == {"i2t_r1": 0.25, "i2t_r5": 0.5, "i2t_r10": 0.75, "t2i_r1": 1.0, "t2i_r5": 1.0, "t2i_r10": 1.0}
 
 
+def test_recall_intervals_against_a_loop(monkeypatch):
+    """Images are drawn, with all their captions: one to five of them."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 80)
+    rng = np.random.default_rng(3)
+    owner = np.repeat(np.arange(12), rng.integers(1, 6, 12))
+    i2t, t2i = rng.integers(1, 15, 12), rng.integers(1, 15, len(owner))
+    draws, resampled = np.random.default_rng(0), []
+    for _ in range(80):
+        drawn = draws.integers(0, 12, 12)
+        resampled.append(recalls(i2t[drawn], np.concatenate([t2i[owner == i] for i in drawn])))
+    found = recall_intervals(i2t, t2i, owner)
+    assert set(found) == set(resampled[0])
+    for name, ends in found.items():
+        assert ends == pytest.approx(np.percentile([one[name] for one in resampled], [2.5, 97.5]))
+
+
+def test_recalls_equal_torchmetrics_hit_rate():
+    """Random scores, one to six captions an image; the hit rate of a query is whether a right key is in the first k."""
+    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    rng = np.random.default_rng(4)
+    owner = np.repeat(np.arange(25), rng.integers(1, 7, 25))
+    scores = rng.normal(size=(25, len(owner))).astype(np.float32)
+    right = owner[None, :] == np.arange(25)[:, None]
+    found = recalls(ranks(scores, right), ranks(scores.T, right.T))
+    for direction, s, r in (("i2t", scores, right), ("t2i", scores.T, right.T)):
+        queries = np.broadcast_to(np.arange(len(s))[:, None], s.shape)
+        given = [torch.from_numpy(np.ascontiguousarray(x).ravel()) for x in (s, r, queries)]
+        for k in (1, 5, 10):
+            rate = torchmetrics.retrieval.RetrievalHitRate(top_k=k)(given[0], given[1], indexes=given[2])
+            assert found[f"{direction}_r{k}"] == pytest.approx(float(rate))
+
+
+def test_recalls_equal_a_sorted_list_with_many_captions():
+    rng = np.random.default_rng(5)
+    owner = np.repeat(np.arange(30), rng.integers(1, 7, 30))
+    scores = rng.normal(size=(30, len(owner)))
+    right = owner[None, :] == np.arange(30)[:, None]
+    found = recalls(ranks(scores, right), ranks(scores.T, right.T))
+    for k in (1, 5, 10):
+        first = [sorted(range(len(owner)), key=lambda c, row=row: -row[c])[:k] for row in scores]
+        of_images = [any(owner[c] == i for c in best) for i, best in enumerate(first)]
+        first = [sorted(range(30), key=lambda i, column=column: -column[i])[:k] for column in scores.T]
+        of_captions = [owner[c] in best for c, best in enumerate(first)]
+        assert found[f"i2t_r{k}"] == pytest.approx(np.mean(of_images))
+        assert found[f"t2i_r{k}"] == pytest.approx(np.mean(of_captions))
+
+
 def test_chance_against_all_orders():
     found = chance(np.array([1, 2, 1]), np.array([1, 1, 1, 1]))
     assert found["t2i_r1"] == pytest.approx(1 / 3) and found["t2i_r5"] == 1.0
@@ -75,7 +131,8 @@ def test_measure_against_a_loop(data):
     assert len(set(data.captions)) == len(data.captions), "equal captions would tie"
     similar, match = data.image_vectors @ data.text_vectors.T, logits
     k = data.run.eval.rerank_top_k
-    metrics = retrieval.measure(data).metrics
+    result = retrieval.measure(data)
+    metrics = result.metrics
     assert metrics["n_images"] == 40 and metrics["n_captions"] == 120
     for suffix, right in (("", own), ("_satisfied", data.satisfied)):
         both = [(similar, match, right), (similar.T, match.T, right.T)]
@@ -83,6 +140,8 @@ def test_measure_against_a_loop(data):
         itm = [np.array([slow_rerank(s, x, r, k) for s, x, r in zip(a, b, c, strict=True)]) for a, b, c in both]
         assert metrics["itc" + suffix] == recalls(*itc)
         assert metrics["itm" + suffix] == recalls(*itm)
+        for ranker, both_ranks in (("itc", itc), ("itm", itm)):
+            assert result.intervals[ranker + suffix] == recall_intervals(*both_ranks, data.image_of_caption)
     assert metrics["itc_satisfied"]["t2i_r10"] > metrics["itc"]["t2i_r10"]
     assert metrics["chance_satisfied"]["t2i_r1"] > metrics["chance"]["t2i_r1"] == pytest.approx(1 / 40)
 
@@ -135,7 +194,7 @@ def test_without_itm_nothing_is_reranked(vocabulary, world_rows):
 
 
 def test_one_image_is_no_retrieval(scorer, world_rows):
-    assert retrieval.measure(EvalSet.load(scorer, world_rows["test"][:1], Work())) is None
+    assert retrieval.measure(EvalSet.load(scorer, world_rows["test"][:1], Work())) == "one image only"
 
 
 def test_vector_retrieval_by_hand():

@@ -43,6 +43,31 @@ def test_logit_is_that_of_a_match_less_that_of_a_mismatch(scorer, world_rows):
     torch.testing.assert_close(scorer.match_logits(tokens, torch.tensor([0]), ids, mask), two[:, 1] - two[:, 0])
 
 
+def test_equal_texts_of_pairs_run_once(scorer, world_rows, monkeypatch):
+    tokens, _ = scorer.encode_images(images(world_rows, 3))
+    ids, mask = scorer.tokenize(["a red circle", "there is a large blue star", "a red circle"])
+    image, text = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([0, 1, 2, 2, 2])
+    made, match_texts = [], scorer.match_texts
+    monkeypatch.setattr(scorer, "match_texts", lambda *texts: made.append(match_texts(*texts)) or made[-1])
+    logits = scorer.match_logits(tokens, image, ids[text], mask[text])
+    assert [len(texts) for texts in made] == [2]
+    again = scorer.match_pairs(tokens, made[0], np.array([2]), np.array([0]))
+    torch.testing.assert_close(logits[[0, 4]], again.expand(2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"method": "albef"}])
+def test_match_logits_equal_those_of_every_pair_from_its_token_ids(vocabulary, world_rows, overrides):
+    scorer = make_scorer(vocabulary, **overrides)
+    tokens, _ = scorer.encode_images(images(world_rows, 4))
+    ids, mask = scorer.tokenize([caption for row in world_rows["train"][:9] for caption in row["captions"]])
+    rng = np.random.default_rng(0)
+    image, text = (torch.from_numpy(rng.integers(0, n, 60)) for n in (4, len(ids)))
+    with torch.no_grad():
+        two = scorer.model.itm_head(scorer.fuse(tokens, image, ids[text], mask[text])[:, 0])
+    logits = scorer.match_logits(tokens, image, ids[text], mask[text], batch_size=16)
+    torch.testing.assert_close(logits, two[:, 1] - two[:, 0], rtol=1e-5, atol=1e-5)
+
+
 def test_texts_are_cleaned_and_cut(scorer):
     ids, _ = scorer.tokenize(["A RED, circle!", "a red circle"])
     assert ids[0].tolist() == ids[1].tolist()

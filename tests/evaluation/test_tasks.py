@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from simla_ray.errors import UserError
+from simla_ray.evaluation.ratings import read_ratings
 from simla_ray.evaluation.scorer import Scorer
-from simla_ray.evaluation.tasks import TASKS, evaluate, summary, to_json
+from simla_ray.evaluation.tasks import TASKS, evaluate, summary, table, to_json
 from simla_ray.models.visual_codes import PatchCodes
 
 from .conftest import make_scorer, on_ranks
@@ -20,41 +21,82 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def rows(world_rows):
-    """Three chunks of images, a broken one, two rows of one image, and ranks with fewer rows than the others."""
+    """Three chunks of images, a broken one, two rows of one image, classes, and ranks with fewer rows than others."""
     rows = [dict(row) for row in (*world_rows["train"][:69], *world_rows["test"][:4])]
     rows[7]["image"] = b"no image"
     rows[50]["image_id"] = rows[3]["image_id"]
+    for i, row in enumerate(rows[:60]):
+        row["label"] = f"class_{i % 7}"
     return rows
 
 
 @pytest.fixture(scope="module")
-def alone(scorer, rows, tokenizer):
-    return evaluate(scorer, rows, tokenizer=tokenizer)
+def ratings(rows, tmp_path_factory):
+    """Ratings of own and other captions of every third image, the broken one, and one that is not there."""
+    path = tmp_path_factory.mktemp("ratings") / "ratings.csv"
+    lines = [f'{rows[i]["uid"]},"{rows[(i + j) % 60]["captions"][0]}",{1 + (i + 3 * j) % 4}' for i in range(1, 60, 3)
+             for j in range(3)]  # fmt: skip
+    path.write_text("\n".join(["uid,caption,rating", *lines, f"{rows[1]['uid']},a red ring,?", "nobody,a ring,2"]))
+    return read_ratings(path)
+
+
+#: What a pretrained model cannot do.
+FINE_TUNED = {"vqa": "no objective answers", "statements": "no objective labels"}
+PRETRAINED = [name for name in TASKS if name not in FINE_TUNED]
+
+
+def rated_rows(rows, ratings):
+    return [row for row in rows if ratings.name_of(row) is not None]
+
+
+@pytest.fixture(scope="module")
+def alone(scorer, rows, tokenizer, ratings):
+    return evaluate(scorer, rows, tokenizer=tokenizer, rated=(ratings, rated_rows(rows, ratings)))
 
 
 def test_all_tasks_and_plain_json(alone):
-    assert list(alone) == ["data", *TASKS]
+    assert list(alone) == ["data", *PRETRAINED]
     text = json.dumps(to_json(alone), allow_nan=False)
     assert json.loads(text)["grounding"]["metrics"] == alone["grounding"].metrics
     assert json.loads(json.dumps(summary(alone))) == summary(alone)
-    for name in TASKS:
+    for name in PRETRAINED:
         assert 0 < len(alone[name].examples) <= 12
         for example in alone[name].examples:
-            assert example["uid"] and ("caption" in example or "phrase" in example) and example["image"]
+            assert example["uid"] and {"caption", "phrase", "label"} & set(example) and example["image"]
     assert set(alone["match"].metrics) == {"auc_random", "auc_hard", "n"}
     assert {"color_right", "color_wrong", "n", "mlm_accuracy", "mim_accuracy"} == set(alone["words"].metrics)
 
 
+def test_every_interval_holds_its_metric(alone):
+    def check(metrics, intervals):
+        for name, found in intervals.items():
+            if isinstance(found, dict):
+                check(metrics[name], found)
+            else:
+                low, high = found
+                assert low <= metrics[name] <= high, name
+
+    for name in PRETRAINED:
+        check(alone[name].metrics, alone[name].intervals)
+    assert {name for name in PRETRAINED if alone[name].intervals} >= set(PRETRAINED) - {"grounding"}
+    retrieval = summary(alone)["retrieval"]
+    assert set(retrieval["intervals"]) == {"itc", "itm", "itc_satisfied", "itm_satisfied"}
+    assert set(retrieval["intervals"]["itc"]) == set(retrieval["itc"])
+    assert to_json(alone)["words"]["intervals"] == alone["words"].intervals
+
+
 def test_dropped_rows_are_counted(alone):
     counts = {"n_rows": 73, "n_images": 71, "n_captions": 68 * 3 + 4, "dropped": {"image_unreadable": 1}}
-    assert alone["data"].metrics == counts
+    assert alone["data"].metrics == counts | {"not_run": FINE_TUNED}
+    assert alone["ratings"].metrics["dropped"] == {"image_unreadable": 3, "image_unknown": 1, "rating_unreadable": 1}
     assert alone["retrieval"].metrics["n_images"] == 71
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_ranks_gives_the_same(vocabulary, rows, tokenizer, alone, world):
+def test_any_number_of_ranks_gives_the_same(vocabulary, rows, tokenizer, ratings, alone, world):
     def run(rank, gather):
-        return evaluate(scorers[rank], rows[rank::world], rank=rank, world=world, gather=gather, tokenizer=tokenizer)
+        given = {"tokenizer": tokenizer, "rated": (ratings, rated_rows(rows, ratings)[rank::world])}
+        return evaluate(scorers[rank], rows[rank::world], rank=rank, world=world, gather=gather, **given)
 
     scorers = [make_scorer(vocabulary) for _ in range(world)]
     expected = to_json(alone)
@@ -79,19 +121,35 @@ def test_tasks_can_be_chosen(scorer, rows):
 
 
 def test_unknown_task_names_the_allowed_ones(scorer, rows):
-    with pytest.raises(UserError, match="grouding is not one of retrieval, match, grounding, keywords, words"):
+    with pytest.raises(UserError, match="grouding is not one of retrieval, match, grounding, keywords, words, class"):
         evaluate(scorer, rows[:2], tasks=["grouding"])
 
 
 def test_tasks_that_the_run_or_the_data_do_not_allow_are_absent(vocabulary, scorer, rows, tokenizer):
     bare = [{name: row[name] for name in ("uid", "image", "captions", "image_id")} for row in rows[70:73]]
-    assert list(evaluate(scorer, bare)) == ["data", "retrieval", "match", "words"]
+    results = evaluate(scorer, bare)
+    assert list(results) == ["data", "retrieval", "match", "words"]
+    assert results["data"].metrics["not_run"] == {
+        "grounding": "no column phrases",
+        "keywords": "no column keywords and no second caption, or they say nothing new",
+        "classification": "no column label",
+        "ratings": "no --ratings",
+        **FINE_TUNED,
+    }
+    assert table(results).splitlines()[-1].startswith("not run: grounding (no column phrases), ")
+    assert evaluate(scorer, bare, tasks=["keywords"])["data"].metrics["not_run"].keys() == {"keywords"}
     off = {f"objectives__{name}__weight": 0 for name in ("itm", "mlm", "mim", "psl")}
     itc = make_scorer(vocabulary, **off, schedule__kind="joint", schedule__phases=[])
-    assert list(evaluate(itc, rows[:6], tokenizer=tokenizer)) == ["data", "retrieval"]
+    results = evaluate(itc, rows[:6], tokenizer=tokenizer)
+    assert list(results) == ["data", "retrieval", "classification"]
+    missing = results["data"].metrics["not_run"]
+    assert missing["match"] == "no objective itm" and missing["words"] == "no objective mlm or mim"
     off = {f"objectives__{name}__weight": 0 for name in ("itc", "itm", "mlm", "mim")}
     psl = make_scorer(vocabulary, **off, schedule__kind="joint", schedule__phases=[], eval__best="last")
-    assert list(evaluate(psl, rows[:6])) == ["data", "keywords"]
+    results = evaluate(psl, rows[:6])
+    assert list(results) == ["data", "keywords"]
+    missing = results["data"].metrics["not_run"]
+    assert missing["retrieval"] == "no objective itc or itm" and missing["classification"] == "no objective itc"
 
 
 def test_model_in_training_mode_is_evaluated_all_the_same(vocabulary, rows):
@@ -101,30 +159,36 @@ def test_model_in_training_mode_is_evaluated_all_the_same(vocabulary, rows):
     assert to_json(evaluate(scorer, rows[:4], tasks=["retrieval"])) == first
 
 
-def test_bfloat16(vocabulary, rows, tokenizer):
-    results = evaluate(make_scorer(vocabulary, precision="bf16"), rows[:12], tokenizer=tokenizer)
-    assert list(results) == ["data", *TASKS]
+def test_bfloat16(vocabulary, rows, tokenizer, ratings):
+    given = ratings, rated_rows(rows[:12], ratings)
+    results = evaluate(make_scorer(vocabulary, precision="bf16"), rows[:12], tokenizer=tokenizer, rated=given)
+    assert list(results) == ["data", *PRETRAINED]
     json.dumps(to_json(results), allow_nan=False)
 
 
-def test_a_model_that_has_diverged_scores_worst(vocabulary, rows, tokenizer):
+def test_a_model_that_has_diverged_scores_worst(vocabulary, rows, tokenizer, ratings):
     scorer = make_scorer(vocabulary)
     with torch.no_grad():
         for parameter in scorer.model.parameters():
             parameter.fill_(torch.nan)
-    results = evaluate(scorer, rows[:30], tokenizer=tokenizer)
+    results = evaluate(scorer, rows[:30], tokenizer=tokenizer, rated=(ratings, rated_rows(rows, ratings)))
     json.dumps(to_json(results), allow_nan=False)
+    assert results["classification"].metrics["accuracy"] == 0
+    assert results["ratings"].metrics["itm"] == {"spearman": 0.0, "kendall": 0.0}
     assert results["retrieval"].metrics["itc"]["t2i_r10"] == results["retrieval"].metrics["itm"]["i2t_r10"] == 0
     assert results["match"].metrics["auc_random"] == 0.5 and results["grounding"].metrics["pointing"] == 0
 
 
 @pytest.mark.gpu
-def test_gpu_agrees_with_cpu(vocabulary, rows, tokenizer, alone):
+def test_gpu_agrees_with_cpu(vocabulary, rows, tokenizer, ratings, alone):
     scorer = make_scorer(vocabulary, precision="fp32")
     device = torch.device("cuda")
     scorer.model.to(device)
     on_gpu = Scorer(scorer.run, scorer.model, vocabulary, device)
-    results = evaluate(on_gpu, rows, tokenizer=copy.deepcopy(tokenizer).to(device))
+    given = ratings, rated_rows(rows, ratings)
+    results = evaluate(on_gpu, rows, tokenizer=copy.deepcopy(tokenizer).to(device), rated=given)
     for task in TASKS:
         for name, value in results[task].metrics.items():
+            if name == "confused":  # an image between two classes may be counted for either
+                continue
             assert value == pytest.approx(alone[task].metrics[name], abs=0.02), (task, name)

@@ -6,6 +6,7 @@ from simla_ray.data.collate import collate
 from simla_ray.data.sample import stacked
 from simla_ray.evaluation import words
 from simla_ray.evaluation.eval_set import EvalSet
+from simla_ray.evaluation.intervals import mean_interval
 from simla_ray.evaluation.work import Work
 from simla_ray.models.visual_codes import PatchCodes
 
@@ -53,6 +54,8 @@ def test_colours_against_one_at_a_time(data):
     assert metrics["color_right"] == pytest.approx(np.mean(right_hits))
     assert metrics["color_wrong"] == pytest.approx(np.mean(wrong_hits))
     assert metrics["n"] == len(cases) > 40
+    owner = np.array([case.item for case in cases])
+    assert words.measure(data).intervals["color_right"] == pytest.approx(mean_interval(np.array(right_hits), owner))
 
 
 def test_only_the_picture_differs(data, monkeypatch):
@@ -65,7 +68,7 @@ def test_only_the_picture_differs(data, monkeypatch):
 def test_accuracies_against_a_loop(data, tokenizer):
     scorer, run = data.scorer, data.run
     student = scorer.model.student
-    mlm, mim = [], []
+    mlm, mim, mlm_owner = [], [], []
     for start in range(0, len(data), 32):
         samples = [item.sample for item in data.items[start : start + 32]]
         batch = collate(stacked(samples), run)
@@ -78,6 +81,7 @@ def test_accuracies_against_a_loop(data, tokenizer):
                 guess = student.text.word_logits(hidden)[0].argmax(-1)
                 positions = batch.mlm_index[b][batch.mlm_weight[b] > 0]
                 mlm += (guess[positions] == batch.token_ids[b][positions]).tolist()
+                mlm_owner += [start + b] * len(positions)
             for c, patch_mask in enumerate(batch.patch_mask):
                 from simla_ray.models.stack import Memory
 
@@ -87,7 +91,13 @@ def test_accuracies_against_a_loop(data, tokenizer):
                 every = torch.arange(1, tokens.shape[1])[None]
                 guess = student.mim_head(student.text.query_with_image(tokens, memory, every))[0].argmax(-1)
                 mim += (guess[patch_mask] == codes[c][patch_mask]).tolist()
-    metrics = words.measure(data, tokenizer).metrics
+    result = words.measure(data, tokenizer)
+    metrics = result.metrics
+    # Images without a masked word are drawn too: they change nothing but the draws.
+    low, high = mean_interval(np.array(mlm), np.array(mlm_owner))
+    assert result.intervals["mlm_accuracy"] == pytest.approx([low, high], abs=0.02)
+    low, high = result.intervals["mim_accuracy"]
+    assert low <= metrics["mim_accuracy"] <= high
     assert metrics["mlm_accuracy"] == pytest.approx(np.mean(mlm))
     assert metrics["mim_accuracy"] == pytest.approx(np.mean(mim))
     assert "mim_accuracy" not in words.measure(data).metrics
@@ -101,7 +111,7 @@ def test_examples_name_both_guesses(data):
 
 def test_a_run_that_predicts_neither(vocabulary, world_rows, tokenizer):
     scorer = make_scorer(vocabulary, objectives__mlm__weight=0, objectives__mim__weight=0)
-    assert words.measure(EvalSet.load(scorer, world_rows["test"][:4], Work()), tokenizer) is None
+    assert words.measure(EvalSet.load(scorer, world_rows["test"][:4], Work()), tokenizer) == "no objective mlm or mim"
 
 
 def test_patches_without_words(vocabulary, world_rows, tokenizer):

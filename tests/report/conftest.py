@@ -25,11 +25,44 @@ EVAL: dict[str, dict[str, Any]] = {
         "itc": RECALL,
         "itc_satisfied": {k: v + 0.1 for k, v in RECALL.items()},
         "itm": RECALL | {"t2i_r10": 0.7194},
+        "intervals": {"itm": {name: [value - 0.02, value + 0.024] for name, value in RECALL.items()}},
     },
-    "match": {"n": 500, "auc_random": 0.972, "auc_hard": 0.783},
-    "grounding": {"pointing": 0.697, "chance": 0.101, "center": 0.203, "random_object": 0.355, "n": 948},
+    "match": {"n": 500, "auc_random": 0.972, "auc_hard": 0.783, "intervals": {"auc_random": [0.961, 0.981]}},
+    "grounding": {
+        "pointing": 0.697,
+        "chance": 0.101,
+        "center": 0.203,
+        "random_object": 0.355,
+        "n": 948,
+        "box_accuracy": 0.655,
+        "box_whole": 0.0,
+        "box_middle": 0.012,
+        "layers": [0, 1, 2],
+        "skipped": {"no_words": 1},
+        "candidate_accuracy": 0.838,
+        "candidate_random": 0.3,
+        "candidate_largest": 0.31,
+        "candidate_n": 940,
+        "intervals": {"pointing": [0.667, 0.727]},
+    },
     "keywords": {"ap": 0.853, "baseline_ap": 0.371, "precision": 0.41, "recall": 0.62, "n": 490},
     "words": {"color_right": 0.554, "color_wrong": 0.121, "n": 640, "mlm_accuracy": 0.713, "mim_accuracy": 0.284},
+    "classification": {
+        "accuracy": 0.42,
+        "class_accuracy": 0.38,
+        "top5": 0.9,
+        "n": 480,
+        "classes": 8,
+        "chance": 0.125,
+        "majority": 0.31,
+        "confused": [{"label": "ring", "predicted": "<b>star", "n": 12}],
+        "intervals": {"accuracy": [0.38, 0.46]},
+    },
+    "ratings": {
+        "itc": {"spearman": 0.412, "kendall": 0.301},
+        "n": 900,
+        "intervals": {"itc": {"spearman": [0.35, 0.47]}},
+    },
 }
 
 
@@ -52,7 +85,16 @@ def examples(pictures: bool) -> dict[str, list[dict[str, Any]]]:
             {"uid": uid, "caption": "a ring", "rank": 1217, "hit": False, "top": top[:1]} | shown(0),
         ],
         "grounding": [
-            {"uid": uid, "phrase": "a <b>ring", "boxes": boxes, "heat": heat, "hit": True} | shown(0),
+            {
+                "uid": uid,
+                "phrase": "a <b>ring",
+                "boxes": boxes,
+                "heat": heat,
+                "hit": True,
+                "proposed": [0.1, 0.2, 0.5, 0.6],
+                "iou": 0.4,
+            }
+            | shown(0),
             {"uid": uid, "phrase": "nothing", "boxes": boxes, "heat": [[0.0] * 3] * 3, "hit": False} | shown(1),
         ],
         "keywords": [
@@ -68,6 +110,20 @@ def examples(pictures: bool) -> dict[str, list[dict[str, Any]]]:
         ],
         "words": [
             {"uid": uid, "caption": "a [MASK] ring", "word": "red", "right": "red", "wrong": "<i>", "hit": True}
+            | shown(0)
+        ],
+        "classification": [
+            {
+                "uid": uid,
+                "label": "ring",
+                "predicted": "<b>star",
+                "hit": False,
+                "top": [{"label": "<b>star", "score": 0.51}, {"label": "ring", "score": None}],
+            }
+            | shown(0)
+        ],
+        "ratings": [
+            {"uid": uid, "caption": caption, "rating": 3.25, "place": 0.9, "human_place": 0.75, "itc": 0.2, "hit": True}
             | shown(0)
         ],
         "match": [
@@ -113,7 +169,14 @@ def fabricate(
         values = {f"{name}_hard": 1.5 for name in names} | {f"{name}_accuracy": 0.4 for name in names if name != "psl"}
         metrics.append({"step": step, "kind": "val", "metrics": values | {"retrieval_r10": 0.6}})
     found = examples(pictures)
-    evaluation = {task: {"metrics": EVAL[task], "examples": found.get(task, [])} for task in tasks}
+    evaluation = {
+        task: {
+            "metrics": {name: value for name, value in EVAL[task].items() if name != "intervals"},
+            "intervals": EVAL[task].get("intervals", {}),
+            "examples": found.get(task, []),
+        }
+        for task in tasks
+    }
     drops = [
         {"step": 3, "uid": "world-train-000<7>", "reason": "image_unreadable", "epoch": 0},
         {"step": 23, "uid": "world-train-000<7>", "reason": "image_unreadable", "epoch": 1},

@@ -57,7 +57,7 @@ def test_sections_and_links_agree(page: str):
     outline = Outline(page)
     assert outline.open == []
     assert outline.sections() == [
-        "results", "curves", "retrieval", "grounding", "keywords", "words", "match",
+        "results", "curves", "retrieval", "grounding", "keywords", "words", "match", "classification", "ratings",
         "data", "configuration", "manifest",
     ]  # fmt: skip
     links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
@@ -70,9 +70,19 @@ def test_numbers_stand_beside_their_baselines(page: str):
         "R@10 caption → picture 71.9 % chance 2.0 %",
         "Match AUC, random pairs 97.2 % chance 50.0 %",
         "Pointing accuracy 69.7 % a random object 35.5 %",
-        "948 phrases, the centre 20.3 %, a random patch 10.1 %",
+        "948 phrases, the centre 20.3 %, a random patch 10.1 %, layers 0, 1, 2",
+        "Box from the map, IoU 0.5 65.5 % 1.2 % its middle 948 phrases, the whole picture 0.0 %",
+        "Box among candidates, IoU 0.5 83.8 % 31.0 % the largest 940 phrases, a random one 30.0 %",
         "Unsaid words, average precision 85.3 % word frequency 37.1 %",
         "Masked colour words 55.4 % another picture 12.1 %",
+        "re-ranked by ITM 21.3 % ± 2.2 52.1 % ± 2.2 71.9 % ± 2.2",
+        "Match AUC, random pairs 97.2 % ± 1.0 50.0 % chance 500 true pairs",
+        "Match AUC, hard pairs 78.3 % 50.0 % chance",
+        "Zero-shot class 42.0 % ± 4.0 31.0 % the most frequent class 480 pictures, 8 classes",
+        "Zero-shot class among the first 5 90.0 % 62.5 % chance",
+        "Human ratings, Spearman, ITC 0.412 ± 0.060 0.000 no relation 900 pairs",
+        "± is half of the interval that holds 95 % of 1,000 resamples",
+        "Classes most often confused class taken for pictures ring <b>star 12",
     ):
         assert piece in text
     assert "40 steps of 64 pairs, 2,560 pairs or 2.0 epochs, in 1 h 2 min on 2 workers" in text
@@ -96,12 +106,32 @@ def test_examples(page: str):
     assert "✓ blue" in text and "✓ star" not in text
     assert "a ▢ ring" in text and "✓ red" in text and "✗ <i>" in text
     assert "its own: 2.12" in text and "another: –" in text
+    assert "ring ✗ <b>star <b>star 0.510, ring –" in text
+    assert "3.25 75.0 % ✓ 90.0 %" in text
     rings = [attributes for tag, attributes in Outline(page).tags if tag == "circle"]
     assert [(r["cx"], r["cy"]) for r in rings] == [("50.00", "50.00")] * 2, "no ring on a heat map that is zero"
+    dashed = [a for tag, a in Outline(page).tags if tag == "rect" and "proposed" in (a["class"] or "")]
+    assert [(r["x"], r["y"], r["width"], r["height"]) for r in dashed] == [("10.00", "20.00", "40.00", "40.00")] * 2
+
+
+def test_a_run_without_a_summary_has_its_intervals(tmp_path: Path):
+    folder = fabricate(tmp_path / "run", tasks=("data", "match"))
+    (folder / "summary.json").unlink()
+    text = text_of(write_report(folder).read_text(encoding="utf-8"))
+    assert "Match AUC, random pairs 97.2 % ± 1.0 50.0 %" in text and "Match AUC, hard pairs 78.3 % 50.0 %" in text
+
+
+def test_tasks_that_were_not_run_are_named(tmp_path: Path):
+    folder = fabricate(tmp_path / "run", tasks=("data", "match"))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["eval"]["data"] = summary["eval"]["data"] | {"not_run": {"keywords": "no objective psl"}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert "Not run: keywords (no objective psl)." in text_of(write_report(folder).read_text(encoding="utf-8"))
 
 
 def test_captions_are_escaped(page: str):
-    assert "<script" not in page and "<b>ring" not in page and "<i>" not in page
+    assert "<script" not in page and "<b>ring</b>" in page
+    assert "<b>star" not in page and "a <b>ring" not in page and "<i>" not in page
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; a red ring" in page
 
 

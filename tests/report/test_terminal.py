@@ -56,7 +56,9 @@ def test_summary_table():
     assert "256 pairs/s" in text and "2 workers, 1 restart, best step 20" in text
     assert re.search(r"^re-ranked by ITM +21\.3 % +52\.1 % +71\.9 %", text, re.M)
     assert re.search(r"^chance +0\.2 % +1\.0 % +2\.0 %", text, re.M)
-    assert re.search(r"^Pointing accuracy +69\.7 % +a random object 35\.5 %$", text, re.M)
+    assert re.search(r"^Pointing accuracy +69\.7 % +± 3\.0 +a random object 35\.5 %$", text, re.M)
+    assert re.search(r"^Match AUC, random pairs +97\.2 % +± 1\.0 +chance 50\.0 %$", text, re.M)
+    assert re.search(r"^Human ratings, Spearman, ITC +0\.412 +± 0\.060 +no relation 0\.000$", text, re.M)
     assert re.search(r"^itc +3\.43 +-> +0\.0123$", text, re.M)
     assert all(len(line) <= WIDTH and line == line.rstrip() for line in text.splitlines())
 
