@@ -1,9 +1,10 @@
-"""What a step and its data cost, and what Ray Train adds to it.
+"""What a step and its data cost, what Ray Train adds to it, and what a candidate of re-ranking costs.
 
 python experiments/benchmark.py step            # ours against an unfused step, other methods, and single savings undone
 python experiments/benchmark.py step --json
 python experiments/benchmark.py overhead
 python experiments/benchmark.py data           # the stream against a torch DataLoader and a plain loop
+python experiments/benchmark.py rerank --candidates 400
 """
 
 import sys

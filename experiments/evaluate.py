@@ -1,6 +1,8 @@
 """Evaluate the best checkpoint of a run on its test set, or on other files.
 
 python experiments/evaluate.py simla-tiny-kmeans128-001 --json
+python experiments/evaluate.py simla-tiny-kmeans128-001 classification --data emoji.parquet --label-column group
+python experiments/evaluate.py simla-tiny-kmeans128-001 --score pairs.csv --out scores.csv
 """
 
 import sys

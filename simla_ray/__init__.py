@@ -14,7 +14,7 @@ __all__ = ["__version__", "load"]
 
 def load(path: str | Path, device: str = "auto") -> Pretrained:
     """Open an exported folder, or a run's folder, for use: ``encode_image``, ``encode_text``, ``match``, ``ground``,
-    ``keywords``.
+    ``ground_boxes``, ``keywords``, ``index``.
 
     Args:
         device: auto (a GPU where there is one), cpu, cuda, cuda:1, ...

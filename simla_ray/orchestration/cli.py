@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.config.schema import Method, Run, Size, Variant
 from simla_ray.errors import UserError
 
+INTERRUPTED = "interrupted; the same command with the same --name goes on from the last checkpoint"
 
-def guarded(main: Callable[[], int]) -> int:
+
+def guarded(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
     """Run ``main``; a ``UserError`` is printed as plain lines, exit code 2."""
     try:
         return main()
@@ -22,7 +25,7 @@ def guarded(main: Callable[[], int]) -> int:
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command with the same --name goes on from the last checkpoint", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
 
 
@@ -44,20 +47,25 @@ def pretrain_main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(to_yaml(run), end="")
             return 0
-        if arguments.dry_run:
-            from simla_ray.orchestration.preflight import dry_run
-
-            dry_run(run, _say)
-            return 0
-        from simla_ray.orchestration.launch import pretrain
-        from simla_ray.report.terminal import summary_table
-
-        summary = pretrain(run, _say)
-        print(summary_table(summary))
-        print(f"report     {run.storage / summary['name'] / 'report.html'}")
-        return 0
+        return train(run, dry=arguments.dry_run)
 
     return guarded(main)
+
+
+def train(run: Run, *, dry: bool) -> int:
+    """Train, evaluate and report; ``dry`` only checks."""
+    if dry:
+        from simla_ray.orchestration.preflight import dry_run
+
+        dry_run(run, _say)
+        return 0
+    from simla_ray.orchestration.launch import pretrain
+    from simla_ray.report.terminal import summary_table
+
+    summary = pretrain(run, _say)
+    print(summary_table(summary))
+    print(f"report     {run.storage / summary['name'] / 'report.html'}")
+    return 0
 
 
 def evaluate_main(argv: Sequence[str]) -> int:
@@ -65,13 +73,33 @@ def evaluate_main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="evaluate.py", description="Evaluate the best checkpoint of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, or its name under --storage")
     parser.add_argument(
-        "tasks", nargs="*", help="retrieval match grounding keywords words; none: all that the data allow"
+        "tasks",
+        nargs="*",
+        help="retrieval match grounding keywords words classification ratings; none: all that the data allow",
     )
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
     parser.add_argument(
         "--data", nargs="+", metavar="URI", help="evaluate on these files instead of the run's test set"
     )
     parser.add_argument("--split", help="keep only rows of --data whose split column has this value")
+    parser.add_argument(
+        "--layers", default="all", metavar="all|auto|5,8", help="of grounding; auto: chosen on the run's validation set"
+    )
+    parser.add_argument(
+        "--images", nargs="+", type=Path, metavar="FOLDER", default=[], help="where lists may name images in"
+    )
+    parser.add_argument("--label-column", metavar="NAME", help="column with the class of a row (default: label)")
+    parser.add_argument(
+        "--templates", nargs="+", metavar="TEXT", default=[], help='prompts of a class, "a photo of a {}", or a file'
+    )
+    parser.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FILE",
+        help="people's ratings: CSV, TSV or JSON lines with image, caption, rating",
+    )
+    parser.add_argument("--score", nargs="+", metavar="URI", help="score the pairs in these files instead; see --out")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV that --score writes")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     arguments = parser.parse_intermixed_args(argv)
 
@@ -79,11 +107,47 @@ def evaluate_main(argv: Sequence[str]) -> int:
         from simla_ray.evaluation.tasks import summary, table
         from simla_ray.orchestration.evaluate import evaluate_run
 
-        results = evaluate_run(arguments.run, arguments.tasks, arguments.storage, arguments.data, arguments.split)
+        if arguments.score is not None or arguments.out is not None:
+            return _score(arguments)
+        results = evaluate_run(
+            arguments.run,
+            arguments.tasks,
+            arguments.storage,
+            arguments.data,
+            arguments.split,
+            images=arguments.images,
+            label_column=arguments.label_column,
+            templates=arguments.templates,
+            ratings=arguments.ratings,
+            layers=arguments.layers,
+        )
+        for task in arguments.tasks:
+            if (why := results["data"].metrics["not_run"].get(task)) is not None:
+                print(f"note: {task} is not run: {why}", file=sys.stderr)
         print(json.dumps(summary(results)) if arguments.json else table(results))
         return 0
 
     return guarded(main)
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    """``evaluate.py --score``"""
+    from simla_ray.orchestration.evaluate import score_file
+
+    if arguments.score is None or arguments.out is None:
+        raise UserError("--score, --out: give both, the files to score and the CSV to write")
+    for option in ("tasks", "data", "split", "label_column", "templates", "ratings"):
+        if getattr(arguments, option):
+            raise UserError(f"--score: measures nothing, so it takes no {option.replace('_', '-')}")
+    say = partial(print, file=sys.stderr, flush=True) if arguments.json else _say
+    counts = score_file(arguments.run, arguments.score, arguments.out, arguments.storage, say, images=arguments.images)
+    if arguments.json:
+        print(json.dumps(counts))
+    else:
+        print(f"scored     {counts['scored']:,} of {counts['pairs']:,} pairs, in {arguments.out}")
+        if counts["dropped"]:
+            print("dropped    " + ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items()))
+    return 0
 
 
 def export_main(argv: Sequence[str]) -> int:

@@ -1,21 +1,38 @@
-"""Evaluate a finished or running run, in this process."""
+"""Evaluate a finished or running run in this process, or score pairs with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
-from simla_ray.data.index import build_index
+from simla_ray.data.convert.progress import Progress
+from simla_ray.data.index import Index, build_index
+from simla_ray.data.schema import TRAINING
+from simla_ray.data.sources import read_column, read_pieces, read_rows
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
+from simla_ray.evaluation.blind import Blind
+from simla_ray.evaluation.classification import TEMPLATES, read_templates
+from simla_ray.evaluation.pairs import score_pairs
+from simla_ray.evaluation.ratings import Ratings, read_ratings
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate
+from simla_ray.orchestration.layers import ALL, Chosen, chosen_layers
 from simla_ray.orchestration.prepare import index_of, load_tokenizer
 from simla_ray.orchestration.runs import find_run, load_trained
 from simla_ray.types import EvalResult
+
+LABEL = "label"
+#: Columns of the file of scores.
+SCORES = ("uid", "image", "caption", "itc", "itm", "dropped")
 
 
 def evaluate_run(
@@ -24,24 +41,152 @@ def evaluate_run(
     storage: Path = Path("runs"),
     data: Sequence[str] | None = None,
     split: str | None = None,
+    *,
+    images: Sequence[Path] = (),
+    label_column: str | None = None,
+    templates: Sequence[str] = (),
+    ratings: Path | None = None,
+    layers: str = ALL,
 ) -> dict[str, EvalResult]:
     """Evaluate the best checkpoint of a run, or an exported folder.
 
     Args:
         tasks: names; none for all that the run and the data allow.
         data: files to evaluate on in place of the run's test set, with ``split`` as their filter.
+        images: folders that lists of ``data`` may name images in; none for those of the run.
+        label_column: column with the class of a row, by its name in the files; None for ``label``, if there is one.
+        templates: prompts of a class, or files of them; none for ``TEMPLATES``.
+        ratings: file of people's ratings, see ``read_ratings``; of all rows, however many ``eval.pairs`` are evaluated.
+        layers: of grounding: all, auto (chosen on the run's validation set), or numbers such as 5,8.
 
     Raises:
-        UserError: no such run, task or file.
+        UserError: no such run, task, column, file or layer.
     """
-    if split is not None and not data:
-        raise UserError(f"--split: {split} is a filter of --data, which is missing")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run, model, prepared = load_trained(find_run(path, storage), device)
-    vocabulary = Vocabulary.load(prepared)
-    index = build_index(data, split, run.data.image_roots, "--data") if data else index_of(run, "test")
+    for option, value in (("--split", split), ("--images", ", ".join(map(str, images)))):
+        if value and not data:
+            raise UserError(f"{option}: {value} is about --data, which is missing")
+    for option, given, task in (
+        ("--label-column", label_column, "classification"),
+        ("--templates", templates, "classification"),
+        ("--ratings", ratings, "ratings"),
+    ):
+        if given and tasks and task not in tasks:
+            raise UserError(f"{option}: is about the task {task}; found tasks {' '.join(tasks)}")
+    prompts = read_templates(templates) if templates else TEMPLATES
+    people = read_ratings(ratings) if ratings is not None else None
+    run, scorer, prepared = _opened(path, storage)
+    roots = _folders(images) or run.data.image_roots
+    index = build_index(data, split, roots, "--data") if data else index_of(run, "test")
     tokenizer = load_tokenizer(run, prepared)
     if tokenizer is not None:
-        tokenizer = tokenizer.to(device)
+        tokenizer = tokenizer.to(scorer.device)
     rows = list(pipeline.iterate_rows(index, limit=run.eval.pairs))
-    return evaluate(Scorer(run, model, vocabulary, device), rows, tasks=list(tasks) or None, tokenizer=tokenizer)
+    for row, label in zip(rows, _labels(index, label_column or LABEL), strict=False):
+        # The label of a row with statements says whether they hold: no class of its image, unless somebody says so.
+        if label_column is not None or not row.get("statements"):
+            row[LABEL] = label
+    if label_column is not None and all(row[LABEL] is None for row in rows):
+        raise UserError(f"--label-column: {label_column} has no value in {', '.join(data or ['the test set'])}")
+    chosen = chosen_layers(layers, scorer, index) if not tasks or "grounding" in tasks else Chosen(None)
+    results = evaluate(
+        scorer,
+        rows,
+        tasks=list(tasks) or None,
+        tokenizer=tokenizer,
+        blind=Blind.load(prepared),
+        templates=prompts,
+        rated=(people, _rated_rows(index, people)) if people is not None else None,
+        layers=chosen.layers,
+    )
+    if chosen.scores is not None and "grounding" in results:
+        results["grounding"].metrics["pointing_on_validation"] = chosen.scores
+    return results
+
+
+def score_file(
+    path: Path,
+    uris: Sequence[str],
+    out: Path,
+    storage: Path = Path("runs"),
+    say: Callable[[str], None] = print,
+    *,
+    images: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Score every pair of image and caption in some files with a run; a line of ``SCORES`` for each, in their order.
+
+    Rows are read and scored as they come, so memory does not grow with them; what cannot be scored is in the file with
+    the reason. The file appears when it is whole; until then what there is of it has ``.unfinished`` behind its name.
+
+    Args:
+        uris: files of any format that training reads.
+        out: CSV to write.
+        images: folders that lists may name images in; none for the folder of the list.
+
+    Returns:
+        ``{"pairs", "scored", "dropped": {reason: n}}``
+
+    Raises:
+        UserError: no such run or file, or ``out`` cannot be written.
+    """
+    _, scorer, _ = _opened(path, storage)
+    index = build_index(list(uris), None, _folders(images), "--score")
+    if str(out.absolute()) in {unit.path for unit in index.units}:
+        raise UserError(f"--out: {out} is one of the files to score; give another name")
+    dropped: Counter[str] = Counter()
+    pairs = read = 0
+
+    def rows() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        for unit in index.units:
+            for _, piece in read_pieces(unit, np.arange(len(unit)), TRAINING, index.roots):
+                for row in piece:
+                    read += 1
+                    yield row
+
+    unfinished = out.with_name(out.name + ".unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file, Progress(len(index), 0, lambda: read, say):
+            writer = csv.writer(file)
+            writer.writerow(SCORES)
+            for one in score_pairs(scorer, rows()):
+                scores = ["" if score is None else f"{score:.6f}" for score in (one.itc, one.itm)]
+                writer.writerow([one.pair.uid, one.pair.name, one.pair.caption, *scores, one.dropped])
+                pairs += 1
+                if one.dropped:
+                    dropped[one.dropped] += 1
+        unfinished.replace(out)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written ({error})") from None
+    return {"pairs": pairs, "scored": pairs - dropped.total(), "dropped": dict(sorted(dropped.items()))}
+
+
+def _folders(images: Sequence[Path]) -> Sequence[Path]:
+    for folder in images:
+        if not folder.is_dir():
+            raise UserError(f"--images: {folder} is no folder")
+    return images
+
+
+def _opened(path: Path, storage: Path) -> tuple[Run, Scorer, Path]:
+    """Config, model, and the folder of vocabulary and codes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, model, prepared = load_trained(find_run(path, storage), device)
+    return run, Scorer(run, model, Vocabulary.load(prepared), device), prepared
+
+
+def _labels(index: Index, column: str) -> Iterator[Any]:
+    """The values of a column, row by row; None where there is none."""
+    for unit in index.units:
+        values = read_column(unit, column) or [None] * unit.n
+        yield from values if unit.rows is None else (values[i] for i in unit.rows)
+
+
+def _rated_rows(index: Index, ratings: Ratings) -> list[dict[str, Any]]:
+    """The rows that somebody rated, with every column."""
+    rows = []
+    for unit in index.units:
+        names = read_rows(unit, np.arange(len(unit)), ("uid", "image_id"), index.roots)
+        places = np.array([i for i, row in enumerate(names) if ratings.name_of(row) is not None], np.int64)
+        if len(places):
+            rows += [row for _, piece in read_pieces(unit, places, None, index.roots) for row in piece]
+    return rows

@@ -14,11 +14,13 @@ from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
 from simla_ray.data.index import Index, build_index
+from simla_ray.data.questions import task_columns
 from simla_ray.data.sources import images_are_files, read_rows
 from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 from simla_ray.models.visual_codes import PatchCodes
+from simla_ray.orchestration.prepare_task import add_task
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.start import prepared_of_start
 from simla_ray.release.source import CODES
@@ -98,6 +100,8 @@ def world_folder(run: Run) -> Path:
     """Where the built-in world of these keys lies: beside the runs, shared by them."""
     w = run.world
     name = f"world-{w.n_train}-{w.n_val}-{w.n_test}-{w.image_px}px-seed{w.seed}-v{world.WORLD_VERSION}"
+    if w.questions:
+        name += f"-q{w.questions}"
     return run.storage.resolve() / "worlds" / name
 
 
@@ -105,7 +109,7 @@ def generate_world(run: Run) -> None:
     """Generate the built-in world unless it is there."""
     w = run.world
     counts = {"train": w.n_train, "val": w.n_val, "test": w.n_test}
-    world.generate(world_folder(run), counts, w.image_px, w.seed)
+    world.generate(world_folder(run), counts, w.image_px, w.seed, questions=w.questions)
 
 
 def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
@@ -124,7 +128,10 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
         start = prepared_of_start(run)
         captions = pipeline.CaptionPass(indexes["train"], run.text.max_words, cpus)
         given = Vocabulary.load(start).tokenizer if start is not None else None
-        build_vocabulary(captions, run.text, given).save(unfinished)
+        vocabulary = build_vocabulary(captions, run.text, given)
+        if task_columns(run):
+            add_task(run, indexes["train"], vocabulary, unfinished)
+        vocabulary.save(unfinished)
         save_tensors({"ordinals": torch.from_numpy(captions.repeated)}, unfinished / REPEATED)
         if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():
             if start is not None and (start / CODES).exists():
@@ -147,7 +154,7 @@ def check_rows(indexes: dict[str, Index]) -> None:
     for name, index in indexes.items():
         unit = index.units[0]
         rows = read_rows(unit, np.arange(min(LOOKED_AT, len(unit))), ("uid", "image", "captions"), index.roots)
-        if images_are_files(unit) and not any(isinstance(row["image"], Path) for row in rows):
+        if images_are_files(unit) and all(isinstance(row["image"], str) for row in rows):
             raise UserError(
                 f"data.{name}: none of the first {len(rows)} images of {unit.path} is found ({rows[0]['image']}); "
                 "see data.image_roots"

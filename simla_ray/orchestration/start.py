@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data.text import build_vocabulary
 from simla_ray.errors import UserError
+from simla_ray.models.decoder import PREFIX as DECODER
+from simla_ray.models.decoder import decoder_start
 from simla_ray.models.fit import adapted, load_start, start_state
 from simla_ray.models.model import Model
 from simla_ray.orchestration.runs import find_run
@@ -19,6 +22,7 @@ from simla_ray.release.source import Source, empty_model, find_source
 
 WORDS = "student.text.embeddings.word_embeddings.weight"
 MIM_HEAD = "student.mim_head."
+MLM_HEAD = "student.text.cls."
 
 
 def find_start(path: Path, storage: Path) -> Path:
@@ -41,7 +45,7 @@ def load_into(model: Model, run: Run) -> list[str]:
     source = _source(run)
     tensors, notes = _weights(run, source)
     try:
-        return notes + load_start(model, tensors, source.name)
+        return notes + load_start(model, _with_decoder(start_state(model), tensors), source.name)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
 
@@ -59,7 +63,7 @@ def describe(run: Run) -> dict[str, Any] | None:
     with torch.device("meta"):
         shapes = start_state(empty_model(run, _vocabulary_size(run, source, tensors)))
     try:
-        notes += adapted(shapes, tensors, source.name)[1]
+        notes += adapted(shapes, _with_decoder(shapes, tensors), source.name)[1]
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     return {"name": source.name, "notes": notes, "manifest": portable_manifest(source.manifest())}
@@ -93,6 +97,16 @@ def _weights(run: Run, source: Source) -> tuple[dict[str, Tensor], list[str]]:
             notes.append(f"mim_head of {source.name} predicts {theirs} codes, not {run.codes.kind} ones")
         tensors = kept
     return tensors, notes
+
+
+def _with_decoder(ours: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a decoder, what the start's text stack does not give keeps its random start."""
+    found = decoder_start(ours, given)
+    if not found:
+        return given
+    own = {name: tensor for name, tensor in ours.items() if name.startswith(DECODER)}
+    kept = {name: tensor for name, tensor in given.items() if not name.startswith(MLM_HEAD)}  # it is the decoder's now
+    return {**kept, **own, **found}
 
 
 def _vocabulary_size(run: Run, source: Source, tensors: dict[str, Tensor]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from simla_ray.config.schema import Run
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.prepare import Prepared
+from simla_ray.types import with_intervals
 
 
 def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dict[str, Any]:
@@ -49,7 +50,9 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
             for name in run.objectives.active()
             if any(name in line["losses"] for line in train)
         },
-        "eval": {task: result["metrics"] for task, result in evaluation.items()},
+        "eval": {
+            task: with_intervals(result["metrics"], result.get("intervals", {})) for task, result in evaluation.items()
+        },
     }
     temporary = folder / "summary.tmp"
     temporary.write_text(json.dumps(summary, indent=1))

@@ -10,20 +10,24 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
+from simla_ray.data.questions import task_columns
 from simla_ray.data.sample import SampleMaker, stacked
-from simla_ray.evaluation.eval_set import Item, load_items
+from simla_ray.evaluation import questions, statements
+from simla_ray.evaluation.eval_set import EvalSet, Item, load_items
 from simla_ray.evaluation.retrieval import validation_retrieval
 from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.work import Work
 from simla_ray.orchestration.prepare import Prepared
 from simla_ray.training.comm import Comm
 from simla_ray.training.step import Losses
 from simla_ray.training.validation import fixed_losses
+from simla_ray.types import EvalResult
 
 
 class Validation:
     """Collective; call it for the metrics of the moment.
 
-    Its rows are read once and split over the workers by number.
+    Its rows are read once and split over the workers by number; those with questions are held by every worker.
     """
 
     def __init__(self, run: Run, prepared: Prepared, losses: Losses, comm: Comm, device: torch.device):
@@ -31,6 +35,10 @@ class Validation:
         self.batches, self.n_batches = fixed_batches(run, prepared, comm)
         self.scorer = Scorer(run, losses.model, prepared.vocabulary, device)
         self.items: list[Item | str] = []
+        self.asked: EvalSet | None = None
+        if task_columns(run):
+            asked = list(pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs))
+            self.asked = EvalSet.load(self.scorer, asked, Work(comm.rank, comm.world, comm.gather))
         if "itc" in run.objectives.active():
             rows = pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs)
             self.items = load_items(self.scorer, rows)
@@ -39,6 +47,12 @@ class Validation:
         metrics = fixed_losses(self.run, self.losses, self.batches, self.n_batches, self.comm, self.device)
         if "itc" in self.run.objectives.active():
             metrics |= validation_retrieval(self.scorer, self.items, self.comm.gather)
+        if self.asked is not None:
+            self.scorer.eval_mode()
+            for name, measure in (("answers", questions.measure), ("labels", statements.measure)):
+                result = measure(self.asked)
+                if isinstance(result, EvalResult):  # over all questions, and by ranking, in place of the fixed batches'
+                    metrics[f"{name}_accuracy"] = result.metrics["accuracy"]
         self.losses.train()
         return metrics
 

@@ -23,6 +23,7 @@ from simla_ray.data.cursor import Cursor
 from simla_ray.data.packing import Packed, pack
 from simla_ray.data.prefetch import Prefetched
 from simla_ray.errors import UserError
+from simla_ray.evaluation.blind import Blind
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.jsonl import read_lines
@@ -207,18 +208,20 @@ def _evaluate_best(
     """Evaluate the best checkpoint on the test rows, every worker a share of them; rank 0 writes evaluation.json."""
     if state.best_step != state.step:
         best = find_checkpoint(folder / "checkpoints", state.best_step)
-        if best is None:
-            raise UserError(
-                f"checkpoint.keep: the best checkpoint, step {state.best_step}, is not in {folder} any more"
-            )
-        load_weights(best, losses.model)
+        if best is not None:
+            load_weights(best, losses.model)
+        else:  # damaged or gone: the last weights are worth more than none
+            if log is not None:
+                log.event("best_lost", step=state.best_step)
+            state.best_step = state.step
     rows = list(pipeline.iterate_rows(prepared.indexes["test"], comm.rank, comm.world, run.eval.pairs))
     began = time.perf_counter()
     scorer = Scorer(run, losses.model, prepared.vocabulary, device)
     with eager():
         results = evaluate(
-            scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer
-        )
+            scorer, rows, rank=comm.rank, world=comm.world, gather=comm.gather, tokenizer=losses.tokenizer,
+            blind=Blind.load(prepared.folder),
+        )  # fmt: skip
     if log is not None:
         temporary = folder / "evaluation.tmp"
         temporary.write_text(json.dumps(to_json(results)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,37 @@ from torch import Tensor
 from simla_ray.config.schema import Run
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.decode import DropRow, decode, to_rgb
-from simla_ray.data.text import Vocabulary, load_stop_words
+from simla_ray.data.text import Vocabulary, clean, load_stop_words
 from simla_ray.errors import UserError
-from simla_ray.evaluation.grounding import grad_cam
+from simla_ray.evaluation.boxes import propose
+from simla_ray.evaluation.grad_cam import checked_layers, grad_cam
 from simla_ray.evaluation.keywords import Candidates
+from simla_ray.evaluation.questions import answer
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast
+from simla_ray.release.search import CACHE, ImageIndex, Say, silent
 from simla_ray.release.source import find_source, trained_model
 
 #: A picture: PIL, path, encoded bytes, or a uint8 array (H, W, 3) or (H, W).
 Picture = Image.Image | Path | str | bytes | np.ndarray
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Grounded:
+    """Where a picture shows what a phrase says.
+
+    ``heat`` (grid, grid) float32, see ``Pretrained.ground``; ``boxes`` (k, 4) x1, y1, x2, y2 in 0..1, the likeliest
+    first, then wider ones, none where the map is zero; ``scores`` (k,) the heat in a box over the root of its area,
+    1 for the whole picture under an even map; ``match`` the probability that picture and phrase belong together.
+    """
+
+    phrase: str
+    heat: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    match: float
 
 
 class Pretrained:
@@ -37,8 +57,10 @@ class Pretrained:
     raises ``UserError``.
     """
 
-    def __init__(self, run: Run, model: Model, vocabulary: Vocabulary, device: torch.device):
-        self.run, self.vocabulary, self.device = run, vocabulary, device
+    def __init__(
+        self, run: Run, model: Model, vocabulary: Vocabulary, device: torch.device, folder: Path | None = None
+    ):
+        self.run, self.vocabulary, self.device, self.folder = run, vocabulary, device, folder
         self.model = model.requires_grad_(False).to(device)
         self.scorer = Scorer(run, self.model, vocabulary, device)
 
@@ -57,7 +79,8 @@ class Pretrained:
                 f"python experiments/export.py {path.name} FOLDER"
             )
         vocabulary = source.vocabulary()
-        return cls(source.run, trained_model(source.run, vocabulary, source.read(), source.file), vocabulary, device)
+        model = trained_model(source.run, vocabulary, source.read(), source.file)
+        return cls(source.run, model, vocabulary, device, path.resolve())
 
     def encode_image(self, images: Sequence[Picture] | Picture, batch_size: int = BATCH) -> Tensor:
         """n pictures -> unit vectors (n, E)."""
@@ -84,19 +107,86 @@ class Pretrained:
         return self._over_pairs(images, texts, batch_size, score, ())
 
     def ground(
-        self, images: Sequence[Picture] | Picture, phrases: Sequence[str] | str, batch_size: int = BATCH
+        self,
+        images: Sequence[Picture] | Picture,
+        phrases: Sequence[str] | str,
+        batch_size: int = BATCH,
+        layers: Sequence[int] | None = None,
     ) -> Tensor:
         """n pictures and n phrases, pair by pair -> (n, grid, grid) relevance of each patch, at least 0, by Grad-CAM.
 
         Rows from top to bottom; the scale differs from phrase to phrase.
+
+        Args:
+            layers: numbers of the text stack's layers, from 0; None for all that have cross-attention.
         """
         self._wants("itm_head", "itm")
         grid = self.run.grid
+        chosen = checked_layers(self.scorer, layers)
 
         def score(tokens: Tensor, index: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-            return grad_cam(self.scorer, tokens, index, ids, mask).unflatten(1, (grid, grid))
+            return grad_cam(self.scorer, tokens, index, ids, mask, chosen).unflatten(1, (grid, grid))
 
         return self._over_pairs(images, phrases, batch_size, score, (grid, grid))
+
+    def ground_boxes(self, image: Picture, phrase: str, layers: Sequence[int] | None = None) -> Grounded:
+        """Where one picture shows what one phrase says, as boxes read off the heat map.
+
+        Raises:
+            UserError: the phrase has no word, beside what ``ground`` raises.
+        """
+        text = clean(phrase, self.run.text.max_words)
+        if not text:
+            raise UserError(f"{phrase!r}: a phrase without a word; give letters or digits")
+        heat = self.ground(image, text, layers=layers)[0].cpu().numpy()
+        return Grounded(phrase, heat, *propose(heat), float(self.match(image, text)[0]))
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Sequence[Picture] | Picture,
+        questions: Sequence[str] | str,
+        top_k: int = 5,
+        batch_size: int = BATCH,
+    ) -> list[list[tuple[str, float]]]:
+        """n pictures and n questions, pair by pair -> for each the ``top_k`` likeliest of the known answers, with their
+        probabilities among them, by a run that was fine-tuned for ``task=vqa``.
+        """
+        if self.run.objectives.answers is None:
+            raise UserError(
+                f"{self.run.label} was not fine-tuned to answer questions (experiments/finetune.py task=vqa)"
+            )
+        pictures, texts = _listed(images), _listed(questions)
+        _paired(pictures, texts)
+        found = []
+        names, k = self.vocabulary.answers, max(0, min(top_k, len(self.vocabulary.answers)))
+        for start, views in zip(range(0, len(texts), batch_size), self._views(pictures, batch_size), strict=True):
+            part = texts[start : start + batch_size]
+            tokens = self.scorer.image_tokens(views)
+            scores = answer(self.scorer, tokens, torch.arange(len(part), device=self.device), part)
+            best = scores.softmax(1).topk(k)
+            for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                found.append([(names[i], p) for i, p in zip(places, values, strict=True)])
+        return found
+
+    def index(self, source: Path | str, cache: Path | str | None = None, say: Say = silent) -> ImageIndex:
+        """Index all pictures below a folder, or those of a Parquet file or tar, for ``search``.
+
+        What was encoded before and has not changed is read from the cache.
+
+        Args:
+            cache: folder of such indexes; None for ``search-index`` beside the model's folder.
+            say: gets lines about the progress.
+
+        Raises:
+            UserError: a run without ITC, no such pictures, or a cache that cannot be written.
+        """
+        self._wants("vision_proj", "itc")
+        if cache is None:
+            if self.folder is None:
+                raise UserError("cache: give a folder; this model was not loaded from one")
+            cache = self.folder.parent / CACHE
+        return ImageIndex.of(self, source, Path(cache), say)
 
     @torch.no_grad()
     def keywords(
@@ -142,8 +232,7 @@ class Pretrained:
     ) -> Tensor:
         """``score``(image tokens (m, N, D), row of them for each text (n,), ids, mask (n, L)), batch by batch."""
         pictures, sentences = _listed(images), _listed(texts)
-        if len(pictures) != len(sentences):
-            raise UserError(f"{len(pictures)} pictures and {len(sentences)} texts; they are paired one by one")
+        _paired(pictures, sentences)
         parts = []
         for start in range(0, len(sentences), batch_size):
             own = pictures[start : start + batch_size]
@@ -194,6 +283,11 @@ def _rgb(image: Picture, max_pixels: int) -> Image.Image:
         return to_rgb(image)
     except (OSError, ValueError, SyntaxError):  # a file that Pillow had opened, but not yet read
         raise DropRow("image_unreadable") from None
+
+
+def _paired(pictures: Sequence[Any], texts: Sequence[str]) -> None:
+    if len(pictures) != len(texts):
+        raise UserError(f"{len(pictures)} pictures and {len(texts)} texts; they are paired one by one")
 
 
 def _listed(given: Any) -> list[Any]:

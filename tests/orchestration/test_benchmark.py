@@ -15,7 +15,7 @@ from simla_ray.config.schema import Device
 from simla_ray.errors import UserError
 from simla_ray.orchestration import overhead
 from simla_ray.orchestration.benchmark import benchmark_main
-from simla_ray.report.speed import overhead_lines, speed_tables
+from simla_ray.report.speed import overhead_lines, rerank_table, speed_tables
 
 SCRIPT = Path(__file__).parents[2] / "experiments/benchmark.py"
 
@@ -160,3 +160,38 @@ def test_overhead_of_one_round_in_a_real_worker(ray_session, monkeypatch):
     assert result["rounds"] == 1 and result["bare"]["seconds_per_step"] > overhead.LEAST_STEP_S
     assert -0.3 < result["overhead"] < 0.5
     assert lines[0].startswith("cluster ")
+
+
+# --- rerank -----------------------------------------------------------------------------------------------------------
+
+
+def test_rerank_prints_one_object_and_a_table_of_it(capsys):
+    assert benchmark("rerank", "--shape", "tiny", "--px", "32", "48", "--candidates", "200", "--json") == 0
+    out, said = capsys.readouterr()
+    result = json.loads(out)
+    assert list(result) == ["32", "48", "setting"] and result["setting"]["candidates"] == 200
+    for side, tokens in (("32", 17), ("48", 37)):
+        found = result[side]
+        assert (found["images"], found["image_tokens"]) == (2, tokens)
+        assert 0 < found["ratio_range"][0] <= found["ratio"] <= found["ratio_range"][1] < 2
+        ours, plain = found["seconds_per_candidate"].values()
+        assert ours / plain == pytest.approx(found["ratio"]) and 0 < found["largest_difference"] < 1e-5
+    assert "round      2 of 2: simla_ray" in said
+    table = rerank_table(result).splitlines()
+    assert table[1].startswith("2 of 32 px") and "200 candidates, 100 texts of 25 tokens with each image" in table[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--px 384 wide", "--px: 384 wide is not a list of whole numbers"),
+        ("--px 8", "--px: 8 is not in 16..4096"),
+        ("--px 250", "vision.image_px: 250 is not a multiple of vision.patch_px=16"),
+        ("--candidates 250", "--candidates: 250 is not a multiple of 100 in 100..1000000"),
+        ("--candidates few", "--candidates: few is not a whole number"),
+        ("--shape huge", "--shape: huge is not one of cpu, base, tiny"),
+    ],
+)
+def test_rerank_of_what_cannot_be_is_one_line(arguments, said, capsys):
+    assert benchmark("rerank", *arguments.split()) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"

@@ -12,8 +12,10 @@ from PIL import Image
 import simla_ray
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.decode import decode
+from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
-from simla_ray.evaluation.grounding import grad_cam
+from simla_ray.evaluation.boxes import propose
+from simla_ray.evaluation.grad_cam import grad_cam
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.release.export import export
@@ -65,7 +67,7 @@ def test_matches_are_the_itm_heads(model, scorer, pictures, views):
     tokens, _ = scorer.encode_images(views)
     ids, mask = scorer.tokenize(texts)
     expected = scorer.match_logits(tokens, torch.arange(7), ids, mask).sigmoid()
-    assert torch.equal(model.match(pictures, texts), expected)
+    assert torch.allclose(model.match(pictures, texts), expected, atol=1e-6)  # of pictures that are encoded in batches
     assert model.match(pictures[0], "a red circle").shape == (1,)
 
 
@@ -76,6 +78,27 @@ def test_heat_maps_are_those_of_the_evaluation(model, scorer, pictures, views):
     maps = model.ground(pictures, phrases)
     assert maps.shape == (7, 6, 6) and not maps.requires_grad and (maps >= 0).all() and maps.max() > 0
     torch.testing.assert_close(maps.flatten(1), expected)
+
+
+def test_boxes_are_read_off_the_map(model, pictures):
+    found = model.ground_boxes(pictures[0], "A red circle!")
+    assert found.phrase == "A red circle!" and found.heat.shape == (6, 6)
+    np.testing.assert_allclose(found.heat, model.ground(pictures[0], "a red circle")[0])
+    boxes, scores = propose(found.heat)
+    assert np.array_equal(found.boxes, boxes) and np.array_equal(found.scores, scores) and len(boxes)
+    y, x = np.unravel_index(found.heat.argmax(), (6, 6))
+    x1, y1, x2, y2 = boxes[0] * 6
+    assert x1 < x + 0.5 < x2 and y1 < y + 0.5 < y2
+    assert found.match == pytest.approx(model.match(pictures[0], "a red circle").item())
+    with pytest.raises(UserError, match=r"'\.\.\.': a phrase without a word"):
+        model.ground_boxes(pictures[0], "...")
+
+
+def test_maps_of_single_layers_add_up(model, pictures):
+    parts = [model.ground(pictures[:2], TEXTS[:2], layers=[i]) for i in range(3)]
+    torch.testing.assert_close(sum(parts), model.ground(pictures[:2], TEXTS[:2]))
+    with pytest.raises(UserError, match="layers: 7 has no cross-attention; those that have: 0, 1, 2"):
+        model.ground_boxes(pictures[0], "a", layers=(7,))
 
 
 def test_keywords_are_likely_words(model, scorer, pictures, views, vocabulary):
@@ -231,3 +254,29 @@ def test_importing_is_cheap_and_loading_needs_no_ray(exported):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "(1, 64)\n"
+
+
+def test_answers_are_those_of_the_evaluation(tmp_path, vocabulary, world_rows):
+    """A run fine-tuned for questions; others say that they were not."""
+    known = Vocabulary(vocabulary.tokenizer, vocabulary.frequency, ["red", "blue", "two"])
+    off = {f"objectives__{name}": None for name in ("itc", "itm", "mlm", "mim", "psl")}
+    alone = {"schedule__kind": "joint", "schedule__phases": [], "eval__best": "last", "teacher": None, "queue": 0}
+    folder, _ = make_run_folder(tmp_path / "asked", known, **off, **alone, objectives__answers={})
+    model = simla_ray.load(folder, "cpu")
+    images = [row["image"] for row in world_rows["val"][:3]]
+    questions = ["what color is it", "how many", "what color is it"]
+    found = model.answer(images, questions, top_k=9)
+    assert [len(one) for one in found] == [3, 3, 3]
+    assert {answer for answer, _ in found[0]} == {"red", "blue", "two"}
+    for one in found:
+        assert sum(p for _, p in one) == pytest.approx(1, abs=1e-5)
+        assert [p for _, p in one] == sorted((p for _, p in one), reverse=True)
+    (alone_found,) = model.answer(images[1], questions[1], top_k=1)
+    assert alone_found[0][0] == found[1][0][0]
+    with pytest.raises(UserError, match="1 pictures and 3 texts"):
+        model.answer(images[:1], questions)
+
+
+def test_a_run_that_was_not_taught_answers_says_so(run_folder):
+    with pytest.raises(UserError, match="not fine-tuned to answer questions"):
+        simla_ray.load(run_folder, "cpu").answer("x.jpg", "what")

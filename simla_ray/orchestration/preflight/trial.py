@@ -11,8 +11,9 @@ import torch
 from simla_ray.config.schema import Run
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
+from simla_ray.data.questions import frequent_answers, task_columns
 from simla_ray.data.sample import SampleMaker
-from simla_ray.data.schema import TRAINING
+from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows
 from simla_ray.data.text import build_vocabulary, clean
 from simla_ray.models.model import Model
@@ -98,9 +99,11 @@ def samples_per_s(run: Run, train: Index) -> float | None:
     With a vocabulary of these rows' captions: the run's own need not be there yet, and pictures take the time.
     """
     unit = train.units[0]
-    rows = read_rows(unit, np.arange(min(SAMPLES + 1, len(unit))), TRAINING, train.roots)
+    columns = training_columns(task_columns(run))
+    rows = read_rows(unit, np.arange(min(SAMPLES + 1, len(unit))), columns, train.roots)
     captions = [clean(caption, run.text.max_words) for row in rows for caption in row["captions"]]
     vocabulary = build_vocabulary(captions, run.text.model_copy(update={"vocab": "train"}))
+    vocabulary.answers = tuple(frequent_answers([qa for row in rows for qa in row.get("qas") or ()], SAMPLES))
     make = SampleMaker(run, vocabulary, training=True)
     seconds = []
     for row in rows:

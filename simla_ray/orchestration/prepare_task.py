@@ -1,0 +1,47 @@
+"""What a fine-tuned task needs beside vocabulary and codes: its known answers, and baselines that see no image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simla_ray.config.schema import Run
+from simla_ray.data.index import Index
+from simla_ray.data.questions import COLUMNS, frequent_answers, task_columns
+from simla_ray.data.schema import training_columns
+from simla_ray.data.sources import read_rows
+from simla_ray.data.text import Vocabulary
+from simla_ray.errors import UserError
+from simla_ray.evaluation.blind import Blind
+
+#: Questions or statements that the baselines learn from, at most.
+FIT_TEXTS = 50_000
+
+
+def add_task(run: Run, train: Index, vocabulary: Vocabulary, folder: Path) -> None:
+    """Give the vocabulary the answers of the training questions, and fit the baselines into ``folder``.
+
+    Raises:
+        UserError: no training row has a question or a statement that can be used.
+    """
+    (column,) = (name for name in task_columns(run) if name in COLUMNS.values())
+    entries = list(_entries(train, column))
+    if not entries:
+        raise UserError(f"data.train: no row has {column} that can be used, which task={run.task} learns from")
+    if run.objectives.answers is not None:
+        vocabulary.answers = tuple(frequent_answers(entries, run.objectives.answers.most))
+    chosen = [entries[i] for i in np.random.default_rng([run.seed, 17]).permutation(len(entries))[:FIT_TEXTS]]
+    texts = [entry.get("question") or entry.get("text") or "" for entry in chosen]
+    answers = [entry.get("answers") or [entry["label"]] for entry in chosen]
+    Blind.fit(texts, answers, [entry.get("type") or "" for entry in chosen], run.seed).save(folder)
+
+
+def _entries(train: Index, column: str) -> Iterator[dict[str, Any]]:
+    """Questions or statements of the training rows; no image is read."""
+    columns = [name for name in training_columns([column]) if name != "image"]
+    for unit in train.units:
+        for row in read_rows(unit, np.arange(len(unit)), columns, train.roots):
+            yield from row.get(column) or ()
