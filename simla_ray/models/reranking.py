@@ -38,6 +38,7 @@ class TextStarts:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @torch.no_grad()
     def of(self, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
         """States (n, l, D) and mask (n, l) of these texts, l that of the longest of them."""
         for block in np.unique(numbers // TEXTS):
