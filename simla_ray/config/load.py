@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from simla_ray.config.enums import Task, Variant
+from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 
@@ -25,6 +26,8 @@ INHERITED = (
     "method", "size", "variant", "joint_width", "queue", "teacher", "temperature", "world", "data", "vision", "text",
     "codes", "objectives", "batch", "optim", "checkpoint", "eval", "precision",
 )  # fmt: skip
+#: Keys that say where towers and codes came from; fine-tuning has them from the run it starts from.
+STARTS = {"vision": ("weights",), "text": ("weights",), "codes": ("source",)}
 #: Keys of ``data`` that say which data, and not how they are read: other data bring all of them anew.
 WHERE = ("train", "weights", "val", "test", "train_split", "val_split", "test_split", "image_roots")
 
@@ -68,8 +71,9 @@ def load_finetuning(
 ) -> Run:
     """Build the run that fine-tunes what another has trained.
 
-    Architecture, vocabulary, augmentation and data are the other's; over them lie the recipe of its size, the preset
-    of the task, files and overrides. Where it was trained, with what seed and on how many workers is not inherited.
+    Architecture, vocabulary, augmentation, data and workers, as far as the batch has work for them, are the other's;
+    over them lie the recipe of its size, the preset of the task, files and overrides. Name, seed, cluster and the
+    towers' own starting weights are not inherited.
 
     Raises:
         UserError: as ``load_run``, or no task is named.
@@ -85,11 +89,22 @@ def load_finetuning(
         found = "missing" if task is None else f"{task} is not"
         raise UserError(f"task: {found} one of {', '.join(allowed)}{_did_you_mean(str(task), allowed)}")
     tree = {name: value for name, value in to_dict(start).items() if name in INHERITED}
-    if "train" in given.get("data", {}):
+    if isinstance(given.get("data"), dict) and "train" in given["data"]:
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in WHERE}
     tree["ray"] = to_dict(start)["ray"] | {"address": None}
-    for preset in (_preset("finetune", str(start.size)), _preset("task", task), given):
+    del tree["eval"]["best"]
+    tree["objectives"] |= dict.fromkeys(OF_TASKS)  # of another task
+    for name, keys in STARTS.items():
+        tree[name] |= dict.fromkeys(keys)
+    tree["vision"]["pretrained"] = False
+    for preset in (_preset("finetune", str(start.size)), _preset("task", task)):
         _merge(tree, preset)
+    batch = tree["batch"] | (given.get("batch") or {})
+    if all(isinstance(batch[key], int) and batch[key] > 0 for key in ("micro", "global")):
+        most = max(1, batch["global"] // batch["micro"])
+        workers, least = tree["ray"]["workers"], tree["ray"]["min_workers"]
+        tree["ray"] |= {"workers": min(workers, most), "min_workers": least and min(least, most)}
+    _merge(tree, given)
     return _validated(tree, problems)
 
 

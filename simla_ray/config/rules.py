@@ -16,6 +16,7 @@ from simla_ray.config.enums import (
     ScheduleKind,
     Side,
     Stem,
+    Task,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +24,15 @@ if TYPE_CHECKING:
 
 #: Objectives of fine-tuning: their texts are questions and statements, not captions.
 OF_TASKS = ("answers", "labels")
+#: Task -> objectives of which it needs one.
+TASKS = {
+    Task.retrieval: ("itc", "itm"),
+    Task.grounding: ("itm",),
+    Task.vqa: ("answers",),
+    Task.entailment: ("labels",),
+    Task.nlvr: ("labels",),
+    Task.nlvr2: ("labels",),
+}
 #: Metric that may pick the best checkpoint -> objective that gives it.
 VALIDATION_METRICS = {
     "retrieval_r10": "itc",
@@ -41,6 +51,9 @@ def problems_of(run: Run) -> Iterator[str]:
     micro, total = run.batch.micro, run.batch.global_
     if not on:
         yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
+    if run.task is not None and not set(TASKS[run.task]) & set(on):
+        wanted = " or ".join(f"objectives.{name}" for name in TASKS[run.task])
+        yield f"task: {run.task} needs {wanted}; on are {', '.join(on) or 'none'}"
     for name in OF_TASKS:
         if name in on and len(on) > 1:
             yield f"objectives.{name}: reads other texts than {', '.join(o for o in on if o != name)}; switch one off"

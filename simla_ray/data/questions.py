@@ -16,6 +16,7 @@ import numpy as np
 from simla_ray.config.schema import AnswerHead, Run
 from simla_ray.data.decode import DropRow
 from simla_ray.data.text import Encoded, Vocabulary, clean
+from simla_ray.types import NO_LABEL
 
 #: Objective -> the column that it reads.
 COLUMNS = {"answers": "qas", "labels": "statements"}
@@ -60,7 +61,8 @@ class Asker:
     """Draws what a sample asks.
 
     Args:
-        training: False takes the first question, and the answer that most annotators give.
+        training: False takes the first question, and the answer that most annotators give; a classifier that does not
+            know it has no label there, and training passes such a question over.
     """
 
     def __init__(self, run: Run, vocabulary: Vocabulary, *, training: bool):
@@ -106,13 +108,13 @@ class Asker:
         assert self.answers is not None
         text, encoded = self._encoded(qa["question"])
         answers = [known(answer) for answer in qa["answers"]]
-        if self.answers.head is AnswerHead.classifier:
+        if self.training and self.answers.head is AnswerHead.classifier:
             answers = [answer for answer in answers if answer in self.number]
         if len(encoded.ids) == 1 or not answers:
             return None
         answer = answers[int(rng.integers(len(answers)))] if self.training else agreed(answers)
         if self.answers.head is AnswerHead.classifier:
-            return Asked(encoded, f"{text} {answer}", {"label": np.int64(self.number[answer])})
+            return Asked(encoded, f"{text} {answer}", {"label": np.int64(self.number.get(answer, NO_LABEL))})
         ids = answer_ids(self.vocabulary, answer, self.answers.max_tokens)
         return Asked(encoded, f"{text} {answer}", {"answer_ids": ids})
 

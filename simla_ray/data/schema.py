@@ -115,7 +115,8 @@ def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     statements; where it has no image, that is the first of ``images``.
 
     A column that is not what it should be costs the row: its image becomes the reason, and the column is empty. Of
-    questions and statements those that cannot be used are left out, and cost the row if none is left.
+    questions and statements those that cannot be used are left out; where they are all that a row says, and none is
+    left, that is the reason.
     """
     row = dict(row)
     row["uid"] = _name(row.get("uid")) or StandIn(utf8(uid))
@@ -127,6 +128,9 @@ def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     if "captions" not in row:
         texts = [qa["question"] for qa in row.get("qas") or ()] + [s["text"] for s in row.get("statements") or ()]
         row["captions"] = list(dict.fromkeys(texts))
+        empty = next((name for name in ("qas", "statements") if row.get(name) == []), None)
+        if not texts and empty is not None and not isinstance(row.get("image"), str):
+            row["image"] = f"{empty}_empty"
     captions = row["captions"]
     captions = captions if isinstance(captions, list) else [] if captions is None else [captions]
     try:
@@ -203,7 +207,7 @@ def _read_pair(row: dict[str, Any]) -> None:
 
 
 def _read_entries(row: dict[str, Any]) -> None:
-    """``qas`` and ``statements`` with the entries that can be used, or the reason why there is none."""
+    """``qas`` and ``statements`` with the entries that can be used."""
     sentence, label = (row.pop(name, None) for name in STATEMENT)
     if row.get("statements") is None and sentence is not None:
         row["statements"] = [{"text": sentence, "label": label}]
@@ -217,9 +221,6 @@ def _read_entries(row: dict[str, Any]) -> None:
             row[name] = [entry for entry in map(usable, row[name]) if entry is not None]
         except TypeError:
             row |= {"image": f"{name}_unreadable", name: []}
-        else:
-            if not row[name]:
-                row["image"] = f"{name}_empty"
 
 
 def _qa(entry: Any) -> dict[str, Any] | None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from simla_ray.data.questions import agreed
 from simla_ray.evaluation.answers import Majority, majority_answer
-from simla_ray.evaluation.text_only import TextOnly, fit_text_only
+from simla_ray.evaluation.text_only import WEIGHTS, WORDS, TextOnly, fit_text_only
 
 FILE = "majority.json"
+#: All that ``Blind.save`` writes.
+FILES = (FILE, WEIGHTS, WORDS)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Item:
     sample: Sample
     captions: list[str]
     aspect: float
+    second_aspect: float = 1.0
     claims: list[str] | None = None
     scene: str | None = None
     keywords: list[str] | None = None
@@ -198,7 +199,8 @@ class EvalSet:
         item = self.items[i]
         shown = Image.fromarray(item.sample[which].transpose(1, 2, 0))
         side = min(PICTURE_PX, max(shown.size))
-        width, height = min(1.0, item.aspect) * side, min(1.0, 1 / item.aspect) * side
+        aspect = item.aspect if which == "image" else item.second_aspect
+        width, height = min(1.0, aspect) * side, min(1.0, 1 / aspect) * side
         shown = shown.resize((max(1, round(width)), max(1, round(height))), Image.Resampling.LANCZOS)
         out = io.BytesIO()
         shown.save(out, "JPEG", quality=88, subsampling=0)
@@ -240,6 +242,7 @@ def _load(scorer: Scorer, row: Mapping[str, Any]) -> Item | str:
         sample=sample,
         captions=[caption for caption in cleaned if caption],
         aspect=_aspect(row["image"]),
+        second_aspect=_aspect(row["images"][1]) if "second_image" in sample else 1.0,
         claims=claims,
         scene=row.get("scene"),
         keywords=list(row["keywords"]) if row.get("keywords") is not None else None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from simla_ray.data.questions import agreed, answer_ids, known
+from simla_ray.data.questions import known
 from simla_ray.evaluation.answers import vqa_accuracy
 from simla_ray.evaluation.blind import Blind
 from simla_ray.evaluation.eval_set import EvalSet
@@ -44,10 +44,10 @@ def questions_of(data: EvalSet) -> list[Question]:
 def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
     """Accuracy of the likeliest known answer, by the official VQA formula (``answers.vqa_accuracy``).
 
-    Metrics: ``accuracy``; ``n`` questions; ``known``: share of the questions whose agreed answer is one of the known,
-    more than which cannot be right; ``majority``, ``majority_of_type`` and ``text_only``: what is reached without
-    looking, by the most frequent training answer, that of the question's type, and a judge of the question's words;
-    ``types``: the same for each type of question. The reason why there is none otherwise.
+    Metrics: ``accuracy``; ``n`` questions; ``known``: what the best of the known answers to each question would reach;
+    ``majority``, ``majority_of_type`` and ``text_only``: what is reached without looking, by the best constant answer
+    of training, that of the question's type, and a judge of the question's words; ``types``: the same for each type of
+    question. The reason why there is none otherwise.
     """
     if "answers" not in data.active:
         return "no objective answers"
@@ -64,7 +64,7 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
     metrics: dict[str, Any] = {
         "accuracy": float(right.mean()),
         "n": len(questions),
-        "known": float(np.mean([agreed(q.answers) in among for q in questions])),
+        "known": float(np.mean([_reachable(q, among) for q in questions])),
     }
     baselines = {}
     if blind is not None:
@@ -100,12 +100,8 @@ def answer(scorer: Scorer, tokens: torch.Tensor, index: torch.Tensor, texts: Seq
             return model.answer_head(question_cls(model, tokens[index], *ids_mask)).float()[:, : len(names)]
         assert model.decoder is not None
         states = scorer.fuse(tokens, index, *ids_mask)
-        table = np.stack([answer_ids(scorer.vocabulary, name, answers.max_tokens) for name in names])
-        table = table[:, : int((table != scorer.vocabulary.pad_id).sum(1).max())]
-        on_device = torch.from_numpy(table).to(scorer.device)
-        return answer_likelihoods(
-            model.decoder, states, ids_mask[1], on_device, scorer.vocabulary.pad_id, scorer.run.eval.answers_top_k
-        )
+        table, pad_id = scorer.answer_table, scorer.vocabulary.pad_id
+        return answer_likelihoods(model.decoder, states, ids_mask[1], table, pad_id, scorer.run.eval.answers_top_k)
 
 
 def _answered(data: EvalSet, questions: list[Question]) -> np.ndarray:
@@ -114,6 +110,12 @@ def _answered(data: EvalSet, questions: list[Question]) -> np.ndarray:
     tokens = data.scorer.image_tokens(data.images(images))
     scores = answer(data.scorer, tokens, torch.from_numpy(index).to(tokens.device), [q.text for q in questions])
     return scores.nan_to_num(nan=-torch.inf).argmax(1).cpu().numpy()
+
+
+def _reachable(question: Question, among: set[str]) -> float:
+    """The accuracy of the annotators' best answer that is one of the known."""
+    said = {known(answer) for answer in question.answers} & among
+    return max((vqa_accuracy(answer, question.answers) for answer in said), default=0.0)
 
 
 def _accuracies(said: Sequence[str], questions: Sequence[Question]) -> np.ndarray:

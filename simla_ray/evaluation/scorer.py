@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from simla_ray.config.schema import Run
+from simla_ray.data.questions import answer_ids
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.model import Model, Towers
@@ -39,6 +41,14 @@ class Scorer:
     def teacher(self) -> Towers:
         """The teacher's float32 towers; without a teacher the student's."""
         return self.model.teacher.master if self.model.teacher is not None else self.model.student  # type: ignore[return-value]
+
+    @cached_property
+    def answer_table(self) -> Tensor:
+        """(K, A) int64: the known answers as a decoder writes them, see ``questions.answer_ids``; on the device."""
+        answers, vocabulary = self.run.objectives.answers, self.vocabulary
+        assert answers is not None
+        table = np.stack([answer_ids(vocabulary, name, answers.max_tokens) for name in vocabulary.answers])
+        return torch.from_numpy(table[:, : int((table != vocabulary.pad_id).sum(1).max())]).to(self.device)
 
     @torch.no_grad()
     def encode_images(

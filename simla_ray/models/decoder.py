@@ -13,6 +13,7 @@ from simla_ray.models.text import Embeddings, MlmHead, bert_init
 
 PREFIX = "decoder."
 LAYER = "student.text.encoder.layer."
+POSITIONS = "embeddings.position_embeddings.weight"
 
 
 class AnswerDecoder(nn.Module):
@@ -43,8 +44,8 @@ def classifier(width: int, classes: int) -> nn.Module:
 def decoder_start(ours: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a decoder starts from: the text stack's embeddings, its upper layers and its MLM head, under our names.
 
-    Empty where the given tensors are no text stack with these shapes, or bring a decoder of their own. A
-    cross-attention over images of another width than the text's keeps our random start.
+    Empty where the given tensors bring a decoder of their own. Left out is what has another shape, such as a
+    cross-attention over images of another width than the text's; of positions the first ones are taken.
 
     Args:
         ours: the model's tensors, of which only shapes are read.
@@ -63,6 +64,8 @@ def decoder_start(ours: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> di
             number, rest = part.removeprefix("encoder.layer.").split(".", 1)
             part = f"encoder.layer.{int(number) + skip}.{rest}"
         source = given.get(f"student.text.{part}")
+        if source is not None and part == POSITIONS:
+            source = source[: len(ours[name])]
         if source is not None and source.shape == ours[name].shape:
             found[name] = source
     return found

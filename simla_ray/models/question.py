@@ -13,6 +13,9 @@ from simla_ray.models.stack import Memory
 from simla_ray.models.text import read_cls
 from simla_ray.types import Batch
 
+#: Numbers of the vocabulary's logits that ranking holds at a time.
+LOGITS = 2**26
+
 
 def forward_question(model: Model, batch: Batch, objectives: Objectives, needs: Needs) -> Record:
     """All passes of one micro-batch of a fine-tuned task.
@@ -66,11 +69,15 @@ def answer_likelihoods(
     n, K = len(states), len(answer_ids)
     bos, first = answer_ids[:1, :1].expand(n, 1), answer_ids[:, 1]
     start = decoder(bos, Memory(states, mask))[:, 0].float().log_softmax(-1)
-    k = min(top_k, K)
-    chosen = start[:, first].topk(k, dim=1).indices  # (n, k)
-    rows = answer_ids[chosen.T.flatten()]  # k groups of n rows, which read the states of questions 0..n-1
-    logits = decoder(rows[:, :-1], Memory(states, mask)).float().log_softmax(-1)
-    target = rows[:, 1:]
-    likelihood = logits.gather(2, target[:, :, None])[:, :, 0].masked_fill(target == pad_id, 0).sum(1)
+    chosen = start[:, first].topk(min(top_k, K), dim=1).indices  # (n, k)
+    parts = []
+    # k groups of n rows, which read the states of questions 0..n-1; as many groups at a time as memory is wanted for.
+    for group in chosen.T.split(max(1, LOGITS // (n * answer_ids.shape[1] * start.shape[1]))):
+        rows = answer_ids[group.flatten()]
+        logits = decoder(rows[:, :-1], Memory(states, mask)).float().log_softmax(-1)
+        target = rows[:, 1:]
+        each = logits.gather(2, target[:, :, None])[:, :, 0].masked_fill(target == pad_id, 0).sum(1)
+        parts.append(each.view(len(group), n))
+    likelihood = torch.cat(parts)
     found = torch.full((n, K), float("-inf"), device=states.device)
-    return found.scatter_(1, chosen, likelihood.view(k, n).T)
+    return found.scatter_(1, chosen, likelihood.T)

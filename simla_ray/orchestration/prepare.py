@@ -130,7 +130,7 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
         given = Vocabulary.load(start).tokenizer if start is not None else None
         vocabulary = build_vocabulary(captions, run.text, given)
         if task_columns(run):
-            add_task(run, indexes["train"], vocabulary, unfinished)
+            add_task(run, indexes, vocabulary, unfinished)
         vocabulary.save(unfinished)
         save_tensors({"ordinals": torch.from_numpy(captions.repeated)}, unfinished / REPEATED)
         if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,18 @@ from simla_ray.evaluation.blind import Blind
 FIT_TEXTS = 50_000
 
 
-def add_task(run: Run, train: Index, vocabulary: Vocabulary, folder: Path) -> None:
+def add_task(run: Run, indexes: Mapping[str, Index], vocabulary: Vocabulary, folder: Path) -> None:
     """Give the vocabulary the answers of the training questions, and fit the baselines into ``folder``.
 
     Raises:
-        UserError: no training row has a question or a statement that can be used.
+        UserError: no row of a set has a question or a statement that can be used.
     """
-    (column,) = (name for name in task_columns(run) if name in COLUMNS.values())
-    entries = list(_entries(train, column))
-    if not entries:
-        raise UserError(f"data.train: no row has {column} that can be used, which task={run.task} learns from")
+    for name, index in indexes.items():
+        if next(_entries(run, index), None) is None:
+            column, labels = _column(run), run.objectives.labels
+            of = f", with one of the labels {', '.join(labels.classes)}," if labels is not None else ""
+            raise UserError(f"data.{name}: no row has {column}{of} that can be used for task={run.task}")
+    entries = list(_entries(run, indexes["train"]))
     if run.objectives.answers is not None:
         vocabulary.answers = tuple(frequent_answers(entries, run.objectives.answers.most))
     chosen = [entries[i] for i in np.random.default_rng([run.seed, 17]).permutation(len(entries))[:FIT_TEXTS]]
@@ -39,9 +41,17 @@ def add_task(run: Run, train: Index, vocabulary: Vocabulary, folder: Path) -> No
     Blind.fit(texts, answers, [entry.get("type") or "" for entry in chosen], run.seed).save(folder)
 
 
-def _entries(train: Index, column: str) -> Iterator[dict[str, Any]]:
-    """Questions or statements of the training rows; no image is read."""
+def _column(run: Run) -> str:
+    (column,) = (name for name in task_columns(run) if name in COLUMNS.values())
+    return column
+
+
+def _entries(run: Run, index: Index) -> Iterator[dict[str, Any]]:
+    """Questions, or statements with one of the run's labels, of a set's rows; no image is read."""
+    column, labels = _column(run), run.objectives.labels
     columns = [name for name in training_columns([column]) if name != "image"]
-    for unit in train.units:
-        for row in read_rows(unit, np.arange(len(unit)), columns, train.roots):
-            yield from row.get(column) or ()
+    for unit in index.units:
+        for row in read_rows(unit, np.arange(len(unit)), columns, index.roots):
+            for entry in row.get(column) or ():
+                if labels is None or entry["label"] in labels.classes:
+                    yield entry

@@ -14,7 +14,7 @@ from simla_ray.data.text import build_vocabulary
 from simla_ray.errors import UserError
 from simla_ray.models.decoder import PREFIX as DECODER
 from simla_ray.models.decoder import decoder_start
-from simla_ray.models.fit import adapted, load_start, start_state
+from simla_ray.models.fit import adapted, listed, load_start, start_state
 from simla_ray.models.model import Model
 from simla_ray.orchestration.runs import find_run
 from simla_ray.release.export import portable_manifest
@@ -23,6 +23,7 @@ from simla_ray.release.source import Source, empty_model, find_source
 WORDS = "student.text.embeddings.word_embeddings.weight"
 MIM_HEAD = "student.mim_head."
 MLM_HEAD = "student.text.cls."
+ANSWER_HEAD, LABEL_HEAD = "answer_head.", "label_head."
 
 
 def find_start(path: Path, storage: Path) -> Path:
@@ -44,8 +45,9 @@ def load_into(model: Model, run: Run) -> list[str]:
     """
     source = _source(run)
     tensors, notes = _weights(run, source)
+    tensors, more = _for_task(run, source, start_state(model), tensors)
     try:
-        return notes + load_start(model, _with_decoder(start_state(model), tensors), source.name)
+        return notes + more + load_start(model, tensors, source.name)
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
 
@@ -62,8 +64,9 @@ def describe(run: Run) -> dict[str, Any] | None:
     tensors, notes = _weights(run, source)
     with torch.device("meta"):
         shapes = start_state(empty_model(run, _vocabulary_size(run, source, tensors)))
+    tensors, more = _for_task(run, source, shapes, tensors)
     try:
-        notes += adapted(shapes, _with_decoder(shapes, tensors), source.name)[1]
+        notes += more + adapted(shapes, tensors, source.name)[1]
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     return {"name": source.name, "notes": notes, "manifest": portable_manifest(source.manifest())}
@@ -99,14 +102,29 @@ def _weights(run: Run, source: Source) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, notes
 
 
-def _with_decoder(ours: Mapping[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of a decoder, what the start's text stack does not give keeps its random start."""
+def _for_task(
+    run: Run, source: Source, ours: Mapping[str, Tensor], given: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The start's tensors as the run's task takes them, and notes.
+
+    Heads that choose among answers or labels are taken where those are the same; a decoder where it has the same
+    shapes, else it starts from the text stack, and what that does not give at random.
+    """
+    theirs = source.run.objectives if source.run is not None else None
+    unfit = [ANSWER_HEAD]
+    if theirs is None or theirs.labels != run.objectives.labels:
+        unfit.append(LABEL_HEAD)
+    parts = {name: tensor.shape for name, tensor in ours.items() if name.startswith(DECODER)}
+    if parts != {name: tensor.shape for name, tensor in given.items() if name.startswith(DECODER)}:
+        unfit.append(DECODER)
+    given = {name: tensor for name, tensor in given.items() if not name.startswith(tuple(unfit))}
     found = decoder_start(ours, given)
     if not found:
-        return given
-    own = {name: tensor for name, tensor in ours.items() if name.startswith(DECODER)}
+        return given, []
     kept = {name: tensor for name, tensor in given.items() if not name.startswith(MLM_HEAD)}  # it is the decoder's now
-    return {**kept, **own, **found}
+    left = [name for name in parts if name not in found]
+    notes = [f"of the decoder {listed(left)} start at random: {source.name} has none that fit"] if left else []
+    return {**kept, **{name: ours[name] for name in parts}, **found}, notes
 
 
 def _vocabulary_size(run: Run, source: Source, tensors: dict[str, Tensor]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
 from simla_ray.data.questions import task_columns
 from simla_ray.data.sample import SampleMaker, stacked
+from simla_ray.errors import UserError
 from simla_ray.evaluation import questions, statements
 from simla_ray.evaluation.eval_set import EvalSet, Item, load_items
 from simla_ray.evaluation.retrieval import validation_retrieval
@@ -62,12 +64,15 @@ def fixed_batches(run: Run, prepared: Prepared, comm: Comm) -> tuple[list[tuple[
     maker = SampleMaker(run, prepared.vocabulary, training=False)
     index, micro = prepared.indexes["val"], run.batch.micro
     n = min(run.eval.batches, len(index) // micro)
-    samples = []
+    samples, dropped = [], Counter[str]()
     for row in pipeline.iterate_rows(index, limit=n * micro):
         try:
             samples.append((row["uid"], maker(row, 0)))
-        except DropRow:
-            continue
+        except DropRow as drop:
+            dropped[drop.reason] += 1
+    if not samples:
+        why = ", ".join(f"{reason} {k}" for reason, k in sorted(dropped.items()))
+        raise UserError(f"data.val: none of the first {n * micro} rows can be used ({why})")
     n = max(1, len(samples) // micro)
     parts = [samples[i * micro : (i + 1) * micro] for i in range(n)]
     mine = [

@@ -4,6 +4,8 @@ model.safetensors    towers, heads and temperature; no teacher, queue or optimis
 config.yaml          the run's config, without paths of the machine it ran on
 tokenizer.json, word_frequency.json    the vocabulary
 codes.safetensors    centroids of the visual codes, where the run has them: for training on from here
+answers.json         the known answers, where the run was fine-tuned for questions
+majority.json, text_only.*    a fine-tuned task's baselines
 manifest.json        the run's manifest: data, licences, code, packages
 README.md            the model card
 official.safetensors on request, the same checkpoint under the names of the official code
@@ -28,6 +30,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data.sources.files import named
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
+from simla_ray.evaluation.blind import FILES as BASELINES
 from simla_ray.models.checkpoint_io import save_tensors
 from simla_ray.models.official import ALBEF, SIMLA, to_official
 from simla_ray.release.card import card
@@ -56,9 +59,9 @@ def export(source: Source, out: Path, *, teacher: bool = False, official: bool =
     with unfinished(out) as folder:
         if official:
             save_tensors(_official(source.run, weights), folder / OFFICIAL)
-        codes = source.prepared / CODES if source.prepared is not None else None
-        if codes is not None and codes.is_file():
-            shutil.copyfile(codes, folder / CODES)
+        for name in (CODES, *BASELINES):
+            if source.prepared is not None and (source.prepared / name).is_file():
+                shutil.copyfile(source.prepared / name, folder / name)
         write_folder(
             folder,
             source.run,

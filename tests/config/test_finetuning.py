@@ -70,3 +70,37 @@ def test_mistakes_are_said_in_one_line(start, overrides, said):
     with pytest.raises(UserError) as error:
         load_finetuning(start, (), overrides)
     assert str(error.value).startswith(said) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("first", list(Task))
+@pytest.mark.parametrize("second", list(Task))
+def test_one_task_can_follow_another(start, first, second):
+    """No head of the first stays on, and no key of it is in the way."""
+    between = load_finetuning(start, (), [f"task={first}"])
+    if {first, second} & {"retrieval", "grounding"} and first not in ("retrieval", "grounding"):
+        with pytest.raises(UserError, match=rf"task: {second} needs objectives\.it"):  # they are gone
+            load_finetuning(between, (), [f"task={second}"])
+        return
+    alone = load_finetuning(start, (), [f"task={second}"]).objectives
+    assert load_finetuning(between, (), [f"task={second}"]).objectives == alone
+
+
+def test_workers_are_as_many_as_the_batch_has_work_for():
+    many = {"ray.workers": 4, "batch.global": 256, "data.decode_cpus": 8, "vision.weights": "deit.pth"}
+    many = load_run(overrides=many)
+    run = load_finetuning(many, (), ["task=vqa"])
+    assert (run.ray.workers, run.vision.weights) == (2, None)
+    with pytest.raises(UserError, match=r"ray\.workers: 3 is more than the 2 micro-batches"):
+        load_finetuning(many, (), ["task=vqa", "ray.workers=3"])
+    assert load_finetuning(many, (), ["task=vqa", "batch.global=128"]).ray.workers == 4
+
+
+def test_an_empty_section_is_said(start, tmp_path):
+    (tmp_path / "c.yaml").write_text("data:\n")
+    with pytest.raises(UserError, match="data: input should be"):
+        load_finetuning(start, [tmp_path / "c.yaml"], ["task=vqa"])
+
+
+def test_pretraining_knows_no_tasks():
+    with pytest.raises(UserError, match=r"task: vqa needs objectives\.answers; on are itc, itm, mlm, mim, psl"):
+        load_run(overrides=["task=vqa"])

@@ -92,6 +92,11 @@ def test_what_cannot_be_used_is_left_out_and_costs_the_row_if_nothing_is_left(co
     assert (row["image"], row[column]) == (reason, left)
 
 
+def test_a_row_with_captions_stays_whatever_it_asks():
+    row = normalise({"image": b"x", "captions": ["a ring"], "qas": [], "statements": [{"text": "", "label": "a"}]}, "u")
+    assert (row["image"], row["qas"], row["statements"]) == (b"x", [], [])
+
+
 def test_a_column_without_a_value_is_absent():
     row = normalise({"image": b"x", "captions": ["a ring"], "qas": None, "statements": None, "images": None}, "u")
     assert row == {"uid": "u", "image_id": "u", "image": b"x", "captions": ["a ring"]}

@@ -87,7 +87,17 @@ def test_accuracy_is_that_of_a_loop_over_questions(known, rows, blind, head):
     assert m["accuracy"] == pytest.approx(sum(of["accuracy"] * of["n"] for of in m["types"].values()) / m["n"])
     low, high = result.intervals["accuracy"]
     assert low <= m["accuracy"] <= high
-    assert m["known"] == pytest.approx((n["color"] + n["exists"]) / m["n"])  # nobody knows "seven"
+    reachable = n["color"] * vqa_accuracy("red", ["red", "red", "blue"]) + n["exists"]  # nobody knows "seven"
+    assert m["known"] == pytest.approx(reachable / m["n"])
+
+
+@pytest.mark.parametrize("head", ["decoder", "classifier"])
+def test_a_question_nobody_can_answer_counts(known, rows, head):
+    """A row whose only question has an unknown answer stays in, and is wrong."""
+    scorer = scorer_of(known, objectives__answers={"head": head, "most": 9})
+    hard = [{**row, "qas": [{"question": "how many", "answers": ["seven"], "type": None}]} for row in rows[:4]]
+    m = measure_questions(EvalSet.load(scorer, hard, Work())).metrics
+    assert (m["n"], m["known"], m["accuracy"]) == (4, 0.0, 0.0)
 
 
 def test_baselines_have_not_seen_the_picture(known, rows, blind):

@@ -9,7 +9,6 @@ from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.question import answer_likelihoods, forward_question, question_cls
 from simla_ray.models.stack import Memory, causal
-from simla_ray.orchestration.start import _with_decoder
 from tests.models.toy import NAMES, SHAPE, VOCAB, make_batch, make_model, make_run
 
 ANSWERS = torch.tensor([[2, 7, 3, 0], [2, 7, 8, 3], [2, 9, 3, 0], [2, 9, 8, 3], [2, 11, 3, 0]])  # [CLS] 2, [SEP] 3
@@ -125,16 +124,18 @@ def test_a_decoder_starts_as_the_upper_layers_of_the_text_stack():
     )
 
 
-def test_a_decoder_keeps_its_own_start_where_shapes_differ():
+def test_a_decoder_leaves_out_what_has_another_shape():
     """The images' width is not the text's: no MIM, and a cross-attention that reads other vectors."""
-    wide = {"vision.width": 32, "vision.heads": 4}
-    start = make_model(make_run(on=("itc", "itm", "mlm"), **{k.replace(".", "__"): v for k, v in wide.items()}))
-    run = task_run(objectives__answers={"depth": 1}, **{k.replace(".", "__"): v for k, v in wide.items()})
+    wide = {"vision__width": 32, "vision__heads": 4}
+    given = make_model(make_run(on=("itc", "itm", "mlm"), **wide)).state_dict()
+    run = task_run(objectives__answers={"depth": 1}, text__max_positions=20, text__max_tokens=20, **wide)
     ours = Model(run, VOCAB).state_dict()
-    given = start.state_dict()
-    merged = _with_decoder(ours, given)
-    key = "decoder.encoder.layer.0.crossattention.self.key.weight"
-    assert torch.equal(merged[key], ours[key])
+    found = decoder_start(ours, given)
+    left = {name for name in ours if name.startswith("decoder.")} - set(found)
+    layer = "decoder.encoder.layer.0.crossattention.self"
+    assert left == {f"{layer}.{name}.weight" for name in ("key", "value")}
     query = "crossattention.self.query.weight"
     last = max(int(n.split(".")[4]) for n in given if n.startswith("student.text.encoder.layer."))
-    assert torch.equal(merged[f"decoder.encoder.layer.0.{query}"], given[f"student.text.encoder.layer.{last}.{query}"])
+    assert torch.equal(found[f"decoder.encoder.layer.0.{query}"], given[f"student.text.encoder.layer.{last}.{query}"])
+    positions = "embeddings.position_embeddings.weight"
+    assert torch.equal(found[f"decoder.{positions}"], given[f"student.text.{positions}"][:20])

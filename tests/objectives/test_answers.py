@@ -25,3 +25,11 @@ def test_label_loss_by_hand():
     found = label_loss(logits, label)
     assert abs(float(found.loss) - (-np.log(0.75) - np.log(0.5)) / 2) < 1e-6
     assert float(found.metrics["accuracy"]) == 1.0
+
+
+def test_a_row_without_a_label_counts_nowhere():
+    logits = torch.tensor([[0.0, np.log(3.0)], [5.0, 0.0]])
+    found = label_loss(logits, torch.tensor([1, -100]))
+    assert abs(float(found.loss) + np.log(0.75)) < 1e-6
+    assert float(found.metrics["accuracy"]) == 1.0
+    assert float(label_loss(logits, torch.tensor([-100, -100])).loss) == 0.0
