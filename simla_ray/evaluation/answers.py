@@ -8,13 +8,11 @@ contractions with their apostrophes.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-
-import numpy as np
 
 ARTICLES = {"a", "an", "the"}
 NUMBERS = {
@@ -95,18 +93,6 @@ def question_type(question: str) -> str:
     return " ".join(_WORD.findall(question.lower())[:2])
 
 
-def answer_type(answers: Sequence[str]) -> str:
-    """``yes/no``, ``number`` or ``other``, by the most frequent answer; the split of VQA's tables.
-
-    It is taken from the answers, so no guess may use it: see ``question_type``.
-    """
-    counts = Counter(map(normal, answers))
-    most = min(counts, key=lambda answer: (-counts[answer], answer))
-    if most in ("yes", "no"):
-        return "yes/no"
-    return "number" if re.fullmatch(r"\d+(\.\d+)?", most) else "other"
-
-
 @dataclass(frozen=True)
 class Majority:
     """The best constant answer: of all questions, and of each type of question."""
@@ -143,14 +129,6 @@ def majority_answer(types: Sequence[str], answers: Sequence[Sequence[str]]) -> M
             worth[kind][answer] += accuracy
             overall[answer] += accuracy
     return Majority(_best(overall), {kind: _best(counted) for kind, counted in worth.items()})
-
-
-def accuracy_by_type(types: Sequence[str], accuracies: Sequence[float] | np.ndarray) -> dict[str, float]:
-    """Mean accuracy of the questions of each type, types in alphabetical order."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for kind, accuracy in zip(types, accuracies, strict=True):
-        found[kind].append(float(accuracy))
-    return {kind: float(np.mean(found[kind])) for kind in sorted(found)}
 
 
 def _best(worth: dict[str, float]) -> str:

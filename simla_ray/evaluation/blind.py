@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from simla_ray.data.questions import agreed
-from simla_ray.evaluation.answers import Majority, majority_answer
+from simla_ray.evaluation.answers import Majority, majority_answer, question_type
 from simla_ray.evaluation.text_only import WEIGHTS, WORDS, TextOnly, fit_text_only
 
 FILE = "majority.json"
@@ -18,27 +18,29 @@ FILES = (FILE, WEIGHTS, WORDS)
 
 @dataclass(frozen=True)
 class Blind:
-    """The best constant answer, over all and for each type of question, and a judge of the words alone."""
+    """The best constant answer, over all and for each beginning of a question, and a judge of the words alone."""
 
     majority: Majority
     text_only: TextOnly
 
     @classmethod
-    def fit(cls, texts: Sequence[str], answers: Sequence[Sequence[str]], kinds: Sequence[str], seed: int) -> Blind:
-        """From training texts with their answers or labels; ``kinds`` are types of questions, "" where there are none.
+    def fit(cls, texts: Sequence[str], answers: Sequence[Sequence[str]], seed: int) -> Blind:
+        """From training texts with their answers or labels. The type of a question is how it begins: a type that
+        annotators gave may tell its answer.
 
         Raises:
             ValueError: there are none.
         """
         labels = [said[0] if len(said) == 1 else agreed(said) for said in answers]
-        return cls(majority_answer(kinds, answers), fit_text_only(texts, labels, seed))
+        return cls(majority_answer(list(map(question_type, texts)), answers), fit_text_only(texts, labels, seed))
 
-    def said(self, texts: Sequence[str], kinds: Sequence[str]) -> dict[str, list[str]]:
-        """``majority``, ``text_only`` and, where types are known, ``majority_of_type`` -> a label for each text."""
-        found = {"majority": [self.majority.overall] * len(texts)}
-        if any(self.majority.by_type):
-            found["majority_of_type"] = self.majority.predict(kinds)
-        return found | {"text_only": self.text_only.predict(texts)}
+    def said(self, texts: Sequence[str]) -> dict[str, list[str]]:
+        """``majority``, ``majority_of_type`` and ``text_only`` -> an answer or label for each text."""
+        return {
+            "majority": [self.majority.overall] * len(texts),
+            "majority_of_type": self.majority.predict(list(map(question_type, texts))),
+            "text_only": self.text_only.predict(texts),
+        }
 
     def save(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self.majority)))

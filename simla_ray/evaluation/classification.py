@@ -35,10 +35,10 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
     """
     found: list[str] = []
     for text in given:
-        if "{}" in text or not Path(text).is_file():
-            found.append(text)
-            continue
         try:
+            if "{}" in text or not Path(text).is_file():
+                found.append(text)
+                continue
             found += [line.strip() for line in Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--templates: {text} cannot be read ({error})") from None

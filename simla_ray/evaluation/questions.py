@@ -46,8 +46,8 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
 
     Metrics: ``accuracy``; ``n`` questions; ``known``: what the best of the known answers to each question would reach;
     ``majority``, ``majority_of_type`` and ``text_only``: what is reached without looking, by the best constant answer
-    of training, that of the question's type, and a judge of the question's words; ``types``: the same for each type of
-    question. The reason why there is none otherwise.
+    of training, that of questions with the same two first words, and a judge of the question's words; ``types``: the
+    same for each type of question. The reason why there is none otherwise.
     """
     if "answers" not in data.active:
         return "no objective answers"
@@ -69,8 +69,7 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
     baselines = {}
     if blind is not None:
         baselines = {
-            name: _accuracies(said, questions)
-            for name, said in blind.said([q.text for q in questions], [q.kind for q in questions]).items()
+            name: _accuracies(said, questions) for name, said in blind.said([q.text for q in questions]).items()
         }
         metrics |= {name: float(values.mean()) for name, values in baselines.items()}
     kinds = np.array([question.kind for question in questions])

@@ -81,7 +81,7 @@ def measure(data: EvalSet, given: tuple[Ratings, Sequence[Mapping[str, Any]]] | 
     """Spearman's rho and Kendall's tau-b of ITC's cosine and ITM's logit with the mean rating of each pair.
 
     Metrics: ``itc`` and ``itm``, where the run has them: ``{"spearman", "kendall"}``; ``n`` pairs, ``n_images``;
-    ``dropped`` ratings by reason. Captions that are equal when cleaned are one pair. Intervals are over pairs. Without
+    ``dropped`` ratings by reason. Captions that are equal when cleaned are one pair. Intervals are over images. Without
     ratings, ITC and ITM, or two ratings that differ, the reason.
 
     Args:
@@ -114,7 +114,7 @@ def measure(data: EvalSet, given: tuple[Ratings, Sequence[Mapping[str, Any]]] | 
             value = float(of_resamples(np.ones((1, len(target))))[0])
             metrics[name][kind] = value if math.isfinite(value) else 0.0  # equal scores order nothing
             if math.isfinite(value):
-                ends[kind] = bootstrap(of_resamples, len(target)).tolist()
+                ends[kind] = bootstrap(lambda w, of=of_resamples: of(w[:, image]), len(rated)).tolist()
         intervals[name] = ends
     metrics |= {"n": len(target), "n_images": len(rated), "dropped": dropped}
     return EvalResult("ratings", metrics, _examples(rated, target, scores), intervals)

@@ -64,7 +64,7 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
     intervals = {"accuracy": mean_interval(right, images)}
     if blind is not None:
         names = [labels.classes[i] for i in truth]
-        said = blind.said([s.text for s in statements], [""] * len(statements))
+        said = blind.said([s.text for s in statements])
         for name in ("majority", "text_only"):
             hits = np.array([normal(one) == normal(true) for one, true in zip(said[name], names, strict=True)])
             metrics[name], intervals[name] = float(hits.mean()), mean_interval(hits, images)

@@ -160,7 +160,7 @@ def _statements(m: _Metrics) -> Iterator[Line]:
 
 
 #: What is reached without looking, and how it is called.
-BLIND = {"majority": "majority", "majority_of_type": "majority of the type", "text_only": "text only"}
+BLIND = {"majority": "majority", "majority_of_type": "majority by first words", "text_only": "text only"}
 
 
 def _without_looking(m: Any) -> str:

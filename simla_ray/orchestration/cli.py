@@ -75,7 +75,8 @@ def evaluate_main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "tasks",
         nargs="*",
-        help="retrieval match grounding keywords words classification ratings; none: all that the data allow",
+        help="retrieval match grounding keywords words classification ratings vqa statements; none: all that the data "
+        "allow",
     )
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
     parser.add_argument(
@@ -136,8 +137,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
     if arguments.score is None or arguments.out is None:
         raise UserError("--score, --out: give both, the files to score and the CSV to write")
-    for option in ("tasks", "data", "split", "label_column", "templates", "ratings"):
-        if getattr(arguments, option):
+    for option in ("tasks", "data", "split", "label_column", "templates", "ratings", "layers"):
+        if getattr(arguments, option) not in (None, [], "all"):
             raise UserError(f"--score: measures nothing, so it takes no {option.replace('_', '-')}")
     say = partial(print, file=sys.stderr, flush=True) if arguments.json else _say
     counts = score_file(arguments.run, arguments.score, arguments.out, arguments.storage, say, images=arguments.images)

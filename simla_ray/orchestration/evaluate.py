@@ -114,8 +114,9 @@ def score_file(
 ) -> dict[str, Any]:
     """Score every pair of image and caption in some files with a run; a line of ``SCORES`` for each, in their order.
 
-    Rows are read and scored as they come, so memory does not grow with them; what cannot be scored is in the file with
-    the reason. The file appears when it is whole; until then what there is of it has ``.unfinished`` behind its name.
+    Rows are read and scored as they come, so memory holds few pictures (a list in JSON or CSV is read whole, its
+    pictures are not); what cannot be scored is in the file with the reason. The file appears when it is whole; until
+    then what there is of it has ``.unfinished`` behind its name.
 
     Args:
         uris: files of any format that training reads.
@@ -130,7 +131,7 @@ def score_file(
     """
     _, scorer, _ = _opened(path, storage)
     index = build_index(list(uris), None, _folders(images), "--score")
-    if str(out.absolute()) in {unit.path for unit in index.units}:
+    if out.resolve() in {Path(unit.path).resolve() for unit in index.units}:
         raise UserError(f"--out: {out} is one of the files to score; give another name")
     dropped: Counter[str] = Counter()
     pairs = read = 0

@@ -38,7 +38,7 @@ def add_task(run: Run, indexes: Mapping[str, Index], vocabulary: Vocabulary, fol
     chosen = [entries[i] for i in np.random.default_rng([run.seed, 17]).permutation(len(entries))[:FIT_TEXTS]]
     texts = [entry.get("question") or entry.get("text") or "" for entry in chosen]
     answers = [entry.get("answers") or [entry["label"]] for entry in chosen]
-    Blind.fit(texts, answers, [entry.get("type") or "" for entry in chosen], run.seed).save(folder)
+    Blind.fit(texts, answers, run.seed).save(folder)
 
 
 def _column(run: Run) -> str:

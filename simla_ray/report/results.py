@@ -197,7 +197,7 @@ def half_width(interval: Interval | None, correlation: bool = False) -> str | No
 #: Metric -> what it stands for: answers given without the image.
 BLIND = {
     "text_only": "the words alone",
-    "majority_of_type": "the type's most frequent",
+    "majority_of_type": "the most frequent of its first words",
     "majority": "the most frequent",
 }
 

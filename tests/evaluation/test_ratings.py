@@ -64,7 +64,8 @@ def test_measure_against_a_loop(scorer, rows, tmp_path, monkeypatch, ending):
         assert result.metrics[name]["kendall"] == pytest.approx(slow_tau_b(score, target), abs=1e-6)
         draws, found = np.random.default_rng(0), []
         for _ in range(25):
-            drawn = draws.integers(0, 48, 48)
+            images = [rows[i]["uid"] for i in draws.integers(0, 12, 12)]  # each with all its pairs
+            drawn = [k for uid in images for k, pair in enumerate(pairs) if pair[0] == uid]
             found.append(slow_tau_b(score[drawn], target[drawn]))
         assert result.intervals[name]["kendall"] == pytest.approx(np.percentile(found, [2.5, 97.5]), abs=1e-6)
     for example in result.examples:
