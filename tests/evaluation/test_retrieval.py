@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 
 from simla_ray.errors import UserError
 from simla_ray.evaluation import intervals, retrieval
@@ -77,7 +78,6 @@ def test_recall_intervals_against_a_loop(monkeypatch):
 
 def test_recalls_equal_torchmetrics_hit_rate():
     """Random scores, one to six captions an image; the hit rate of a query is whether a right key is in the first k."""
-    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
     rng = np.random.default_rng(4)
     owner = np.repeat(np.arange(25), rng.integers(1, 7, 25))
     scores = rng.normal(size=(25, len(owner))).astype(np.float32)
