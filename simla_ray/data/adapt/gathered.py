@@ -32,7 +32,7 @@ class Record:
 
 @dataclass
 class Gathered:
-    """Records by uid, in the order of the annotations, and entries that are left out, with the reason.
+    """Records by uid and split, in the order of the annotations, and entries that are left out, with the reason.
 
     | reason of an entry | |
     |---|---|
@@ -49,9 +49,10 @@ class Gathered:
     """
 
     split: str | None = None  # asked for
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[tuple[str, str | None], Record] = field(default_factory=dict)
     dropped: list[dict[str, str]] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)  # that the annotations name
+    of_image: dict[str, list[Record]] = field(default_factory=dict)  # by the uid without a split
 
     def drop(self, entry: Any, reason: str, file: Path) -> None:
         self.dropped.append({"uid": utf8(entry), "reason": reason, "file": file.name})
@@ -63,13 +64,25 @@ class Gathered:
         return self.split is None or split == self.split
 
     def record(self, uid: Any, images: Sequence[Sequence[str]], split: Any = None, **columns: Any) -> Record:
-        """The record of an image, made where there is none."""
+        """The record of an image in a split, made where there is none.
+
+        What is said of an image in two splits are two rows, so that nothing of one gets into the other: their uids are
+        ``uid#split`` then, and their ``image_id`` is the same.
+        """
         uid = utf8(uid)
-        if uid not in self.records:
-            self.records[uid] = Record(uid, tuple(tuple(map(utf8, names)) for names in images), columns)
-            if isinstance(split, str):
-                self.records[uid].columns["split"] = split
-        return self.records[uid]
+        split = utf8(split) if isinstance(split, str) and split else None
+        key = uid, split or self.split
+        if key not in self.records:
+            record = Record(uid, tuple(tuple(map(utf8, names)) for names in images), columns)
+            if split is not None:
+                record.columns["split"] = split
+            self.records[key] = record
+            alike = self.of_image.setdefault(uid, [])
+            alike.append(record)
+            for one in alike if len(alike) > 1 else ():
+                one.uid = f"{uid}#{one.columns['split']}" if "split" in one.columns else uid
+                one.columns.setdefault("image_id", uid)
+        return self.records[key]
 
     def state(
         self, entry: Any, file: Path, labels: Sequence[str], text: Any, label: Any, uid: Any,

@@ -261,6 +261,22 @@ def test_refcoco_as_refer_has_it(tmp_path, images):
     assert found["boxes_clipped"] == 2  # the dog's, as an object and as a target
 
 
+def test_an_image_in_two_splits_is_two_rows(tmp_path, images):
+    refs = [ref(0, 70, "train", "the man"), ref(1, 71, "val", "the dog"), ref(2, 70, "train", "left man")]
+    files = [write_json(tmp_path / "refs.json", refs), write_json(tmp_path / "instances.json", INSTANCES)]
+    folder = images("COCO_train2014_000000000007.jpg")
+    assert adapt("refcoco", files, folder, tmp_path / "out") == 0
+    name = "COCO_train2014_000000000007"
+    found = read(tmp_path / "out")
+    assert {uid: (row["split"], row["captions"]) for uid, row in found.items()} == {
+        f"{name}#train": ("train", ["the man", "left man"]), f"{name}#val": ("val", ["the dog"]),
+    }  # fmt: skip
+    assert [len(row["phrases"]) for row in found.values()] == [2, 1]
+    assert {row["image_id"] for row in found.values()} == {"7"} and len(found[f"{name}#val"]["boxes"]) == 2
+    assert adapt("refcoco", files, folder, tmp_path / "val", "--split", "val") == 0
+    assert list(read(tmp_path / "val")) == [name]
+
+
 def test_refcoco_as_albef_has_it(tmp_path, images):
     name = "mscoco/train2014/COCO_train2014_000000000007.jpg"
     pairs = [{"image": name, "text": "the man", "ref_id": 0}, {"image": name, "text": "left man", "ref_id": 0},
@@ -428,6 +444,18 @@ def test_entailment_joins_a_data_set(kind, tmp_path):
         == 0
     )
     assert list(read(tmp_path / "val")) == ["b.jpg"]
+
+
+def test_entailment_keeps_splits_apart(tmp_path, images):
+    entries = [{"id": "a.jpg", "hypothesis": f"A {split} dog .", "label": "neutral", "split": split}
+               for split in ("train", "val", "", "train")]  # fmt: skip
+    assert adapt("entailment", [write_lines(tmp_path / "a.jsonl", entries)], images("a.jpg"), tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row.get("split"), row["image_id"]) for uid, row in found.items()} == {
+        "a.jpg#train": ("train", "a.jpg"), "a.jpg#val": ("val", "a.jpg"), "a.jpg": (None, "a.jpg"),
+    }  # fmt: skip
+    assert [statement["text"] for statement in found["a.jpg#val"]["statements"]] == ["A val dog ."]
+    assert len(found["a.jpg#train"]["statements"]) == 2
 
 
 def test_help_names_every_format(capsys):
