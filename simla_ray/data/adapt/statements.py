@@ -84,6 +84,8 @@ def nlvr(files: Sequence[Path], gathered: Gathered) -> None:
 def entailment(files: Sequence[Path], gathered: Gathered) -> None:
     """A table of hypotheses with labels and the ids of their pictures; ``split`` is heeded where there is one.
 
+    Where an entry names its picture (``image_id``, ``image``), its own id says nothing of the picture.
+
     Raises:
         UserError: a column is missing.
     """
@@ -91,12 +93,13 @@ def entailment(files: Sequence[Path], gathered: Gathered) -> None:
         checked = False
         for place, entry in read_table(path):
             ours = by_our_names(entry)
-            names = [_text(ours.get(name)) for name in ("uid", "image_id", "image") if _text(ours.get(name))]
+            names = [_text(ours.get(name)) for name in ("image_id", "image") if _text(ours.get(name))]
+            names = names or [_text(ours.get("uid"))]
             if not checked and not ("sentence" in ours and ours.keys() & {"uid", "image_id", "image"}):
                 found = ", ".join(map(str, entry))
                 raise UserError(f"{path}: expected columns id, hypothesis (or sentence) and label; found {found}")
             checked = True
-            if not names:
+            if not names[0]:
                 gathered.drop(place, "entry_unreadable", path)
             elif gathered.wants(ours.get("split") or (gathered.split if "split" not in ours else None)):
                 gathered.state(place, path, (*ENTAILMENT, *TRUTH), ours.get("sentence"), ours.get("label"),

@@ -458,6 +458,24 @@ def test_entailment_keeps_splits_apart(tmp_path, images):
     assert len(found["a.jpg#train"]["statements"]) == 2
 
 
+def test_entailment_goes_by_the_picture_that_is_named(tmp_path):
+    rows = [{"id": str(i), "image_id": f"photo-{i}", "image": picture(i), "captions": ["x"]} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+
+    def entry(number, **more):
+        return {"id": number, "hypothesis": f"No. {number} .", "label": "neutral", **more}
+
+    entries = [entry(0, image_id="photo-2"), entry(1, image_id="", image="photo-1"), entry(2, image_id="photo-9"),
+               entry(1)]  # fmt: skip
+    file = write_lines(tmp_path / "a.jsonl", entries)
+    assert adapt("entailment", [file], tmp_path / "set.parquet", tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row["image"], row["statements"][0]["text"]) for uid, row in found.items()} == {
+        "photo-2": (picture(2), "No. 0 ."), "photo-1": (picture(1), "No. 1 ."), "1": (picture(1), "No. 1 ."),
+    }  # fmt: skip
+    assert dropped(tmp_path / "out") == {("photo-9", "image_missing")}
+
+
 def test_help_names_every_format(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
