@@ -13,6 +13,8 @@ from simla_ray.errors import UserError
 
 ENTAILMENT = ("entailment", "neutral", "contradiction")
 TRUTH = ("true", "false")
+#: SNLI-VE's first files have it so.
+OLDER = {"Flikr30kID": "Flickr30K_ID"}
 #: NLVR shows the three boxes of an example in every order.
 PERMUTATIONS = 6
 
@@ -20,15 +22,16 @@ PERMUTATIONS = 6
 def snli_ve(files: Sequence[Path], gathered: Gathered) -> None:
     """SNLI-VE's JSON lines (https://github.com/necla-ml/SNLI-VE) on Flickr30k: ``sentence2`` is the hypothesis."""
     for path in files:
-        for place, entry in read_entries(path, ("Flickr30K_ID", "sentence2", "gold_label")):
+        for place, entry in read_entries(path, ("Flickr30K_ID", "sentence2", "gold_label"), OLDER):
             photo = _text(entry.get("Flickr30K_ID"))
             if not photo:
                 gathered.drop(entry.get("pairID", place), "entry_unreadable", path)
                 continue
-            names = dict.fromkeys((photo, f"{photo.removesuffix('.jpg')}.jpg"))
+            uid = photo.removesuffix(".jpg")  # some files name the picture, others its number
+            names = dict.fromkeys((photo, f"{uid}.jpg", uid))
             gathered.state(
                 entry.get("pairID", place), path, ENTAILMENT, entry.get("sentence2"), entry.get("gold_label"),
-                photo, [tuple(names)],
+                uid, [tuple(names)],
             )  # fmt: skip
 
 

@@ -170,6 +170,18 @@ def test_snli_ve(tmp_path, images):
     }  # fmt: skip
 
 
+def test_snli_ve_with_the_older_key(tmp_path, images):
+    older = [{"Flikr30kID": photo, "gold_label": label, "pairID": "0", "sentence1": "A .", "sentence2": f"A {label} ."}
+             for photo, label in (("123.jpg", "neutral"), ("123", "entailment"), ("456.jpg", "neutral"))]  # fmt: skip
+    newer = {"Flickr30K_ID": "123", "gold_label": "contradiction", "pairID": "0", "sentence2": "A cat ."}
+    file, folder = write_lines(tmp_path / "snli_ve_dev.jsonl", [*older, newer]), images("123.jpg", "456.jpg")
+    assert adapt("snli-ve", [file], folder, tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row["image"], len(row["statements"])) for uid, row in found.items()} == {
+        "123": (picture(0), 3), "456": (picture(1), 1),
+    }  # fmt: skip
+
+
 def test_nlvr2(tmp_path, images):
     def entry(name, text, label, **more):
         return {"sentence": text, "left_url": "http://x/l.png", "right_url": "http://x/r.png", "identifier": name,
