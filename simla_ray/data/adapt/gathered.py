@@ -44,6 +44,7 @@ class Gathered:
     | label_unknown | none of the format's labels |
     | target_missing | the object of an expression is not among the annotated ones |
     | box_without_area | nothing of the box is in the picture |
+    | box_unreadable | it is not four numbers; behind a candidate's there may be more |
     | phrase_without_box | of Flickr30k Entities, no box for the phrase: a scene, or nothing that can be seen |
     | markup_unreadable, xml_unreadable | a file of Flickr30k Entities that is not what it should be |
     """

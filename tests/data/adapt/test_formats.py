@@ -308,6 +308,18 @@ def test_refcoco_as_albef_has_it(tmp_path, images):
     assert [phrase["text"] for phrase in row["phrases"]] == ["the man", "left man", "the dog"]
 
 
+def test_refcoco_takes_candidates_with_scores(tmp_path, images):
+    pairs = write_json(tmp_path / "pairs.json", [{"image": "COCO_train2014_000000000007.jpg", "text": "the man"}])
+    boxes = [[0, 0, 50, 25, 0.97], [10, 5, 40, 20], [200, 0, 5, 5, 0.5], [1, 2, 3], {"bbox": [0, 0, 5, 5]},
+             [0, 0, "5", 5, 1]]  # fmt: skip
+    dets = write_json(tmp_path / "dets.json", {"7": boxes})
+    folder = images("COCO_train2014_000000000007.jpg")
+    assert adapt("refcoco", [pairs, dets], folder, tmp_path / "out") == 0
+    (row,) = read(tmp_path / "out").values()
+    assert row["boxes"] == [[0.0, 0.0, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5]]
+    assert manifest(tmp_path / "out")["dropped"] == {"box_unreadable": 3, "box_without_area": 1}
+
+
 def test_refcoco_does_not_open_pickles(tmp_path, images, capsys):
     class Bomb:
         def __reduce__(self):
