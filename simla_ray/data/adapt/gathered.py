@@ -113,7 +113,10 @@ def corners(box: Any) -> Box | None:
         return None
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
         return None
-    x, y, width, height = map(float, box)
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:  # JSON's whole numbers have no end
+        return None
     return x, y, x + width, y + height
 
 

@@ -239,6 +239,7 @@ def test_pictures_that_only_folders_tell_apart_are_ambiguous(tmp_path):
         ([10, 10, -5, 5], None, False),
         ([float("nan"), 0, 5, 5], None, False),
         ([0, 0, float("inf"), 5], None, False),
+        ([10**400, 0, 5, 5], None, False),
         ([1, 2, 3], None, False),
         (["1", 2, 3, 4], None, False),
         (None, None, False),
