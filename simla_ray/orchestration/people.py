@@ -229,14 +229,14 @@ def _page(model: Pretrained, index: ImageIndex, query: str | Path, source: str, 
     from simla_ray.data.decode import decode
     from simla_ray.report.search import Found, search_page, thumbnail
 
-    pictures = index.pictures(hits)
+    thumbnails = index.pictures(hits, thumbnail)
     found = [
         Found(
             hit.name,
             hit.similarity,
             hit.match,
             _link(hit.path, out) if hit.path is not None else None,
-            thumbnail(pictures[hit.place]) if hit.place in pictures else None,
+            thumbnails.get(hit.place),
         )
         for hit in hits
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from simla_ray.data.index import Index, build_index
 from simla_ray.data.sources import images_are_files, read_pieces, row_numbers
 from simla_ray.data.sources.described import IMAGES
-from simla_ray.data.sources.files import is_remote, pure, size
+from simla_ray.data.sources.files import is_remote, pure, stamp
 from simla_ray.errors import UserError
 
 #: What a picture is read as: its file, its bytes, or why there is none.
@@ -24,7 +24,7 @@ class Entry:
     """A picture before it is read.
 
     ``name`` is unique in the collection: the path below the folder, or data file and row. ``size`` and ``mtime_ns`` are
-    those of the file that holds it (a store tells no time: 0); a change of either means that it must be read again.
+    those of the file that holds it (a store may tell no time: 0); a change of either means that it must be read again.
     """
 
     name: str
@@ -54,11 +54,10 @@ class Rows:
     def __init__(self, index: Index):
         self.index = index
         self.entries: list[Entry] = []
+        known = {path: stamp(path) for path in dict.fromkeys(unit.path for unit in index.units)}
         for unit in index.units:
-            local = None if is_remote(unit.path) else Path(unit.path).stat()
-            known = (local.st_size, local.st_mtime_ns) if local is not None else (size(unit.path), 0)
             for row in row_numbers(unit, np.arange(len(unit))).tolist():
-                self.entries.append(Entry(f"{pure(unit.path).name}:{row}", *known))
+                self.entries.append(Entry(f"{pure(unit.path).name}:{row}", *known[unit.path]))
 
     def read(self, places: Sequence[int]) -> Iterator[tuple[int, str, Encoded]]:
         """Place, uid and picture of some entries, ascending; a row group on disk need not fit into memory."""

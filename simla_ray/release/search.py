@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,11 +24,15 @@ from simla_ray.release.collection import Folder, Rows, open_collection
 from simla_ray.release.vector_store import Record, VectorStore
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from simla_ray.release.pretrained import Picture, Pretrained
 
 #: Folder of indexes, beside the model's.
 CACHE = "search-index"
 BATCH = 32
+#: Candidates that ITM ranks at a time: their views and tokens are in memory together.
+MATCHED = 64
 SECONDS_BETWEEN_LINES = 5.0
 #: What was encoded is stored that often, so that little is lost with a machine.
 SECONDS_BETWEEN_SAVES = 60.0
@@ -152,12 +157,16 @@ class ImageIndex:
         chosen = [*first, *(i for i in order.tolist() if i not in match)][:top]
         return [Hit(self.names[i], float(similarity[i]), match.get(i), self.files[i], self.places[i]) for i in chosen]
 
-    def pictures(self, hits: list[Hit]) -> dict[int, Any]:
-        """Upright RGB pictures of hits by their ``place``; those that cannot be read any more are absent."""
+    def pictures(self, hits: list[Hit], made: Callable[[Image], Any] = lambda image: image) -> dict[int, Any]:
+        """Upright RGB pictures of hits by their ``place``; those that cannot be read any more are absent.
+
+        Args:
+            made: what to keep of a picture, such as a thumbnail: one picture is in memory at a time then.
+        """
         found = {}
         for place, _, image in self.collection.read(sorted({hit.place for hit in hits})):
             try:
-                found[place] = decode(image, self.model.run.data.max_pixels)
+                found[place] = made(decode(image, self.model.run.data.max_pixels))
             except DropRow:
                 continue
         return found
@@ -165,19 +174,22 @@ class ImageIndex:
     def _match(self, text: str, candidates: np.ndarray) -> dict[int, float]:
         """ITM's probabilities of candidates, in their order; without those that cannot be read any more."""
         of_place = {self.places[i]: i for i in candidates.tolist()}
-        views = {}
-        for place, _, image in self.collection.read(sorted(of_place)):
-            view = _view(self.model, image)
-            if not isinstance(view, str):
-                views[of_place[place]] = view
-        order = [i for i in candidates.tolist() if i in views]
-        if not order:
-            return {}
+        read = self.collection.read(sorted(of_place))
+        seen = ((of_place[place], _view(self.model, image)) for place, _, image in read)
+        views = ((i, view) for i, view in seen if not isinstance(view, str))
+        match: dict[int, float] = {}
+        while part := dict(itertools.islice(views, MATCHED)):
+            match |= zip(part, self._probabilities(text, np.stack(list(part.values()))), strict=True)
+        return {i: match[i] for i in candidates.tolist() if i in match}
+
+    def _probabilities(self, text: str, views: np.ndarray) -> list[float]:
+        """ITM's of a text with each of views (n, 3, px, px) uint8."""
         scorer = self.model.scorer
-        ids, mask = scorer.tokenize([text] * len(order))
-        tokens, _ = scorer.encode_images(np.stack([views[i] for i in order]))
-        logits = scorer.match_logits(tokens, torch.arange(len(order), device=ids.device), ids, mask)
-        return dict(zip(order, logits.sigmoid().nan_to_num().tolist(), strict=True))
+        ids, mask = scorer.tokenize([text] * len(views))
+        tokens, _ = scorer.encode_images(views)
+        logits = scorer.match_logits(tokens, torch.arange(len(views), device=ids.device), ids, mask)
+        found: list[float] = logits.sigmoid().nan_to_num().tolist()
+        return found
 
 
 def fingerprint(model: Pretrained) -> str:

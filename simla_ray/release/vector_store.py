@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from simla_ray.data.schema import utf8
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 
@@ -41,8 +42,9 @@ class VectorStore:
     """
 
     def __init__(self, cache: Path, where: str, model: str):
-        key = hashlib.sha256(f"{model} {where}".encode()).hexdigest()[:12]
-        self.folder = cache / f"{Path(where).name or 'pictures'}-{key}"
+        # A folder's name may be no UTF-8, and then safetensors reads nothing below a folder of that name.
+        key = hashlib.sha256(f"{model} {where}".encode(errors="surrogateescape")).hexdigest()[:12]
+        self.folder = cache / f"{utf8(Path(where).name) or 'pictures'}-{key}"
         self.about = {"format": FORMAT, "source": where, "model": model}
 
     def load(self, say: Callable[[str], None]) -> tuple[dict[str, Record], np.ndarray]:
@@ -55,7 +57,7 @@ class VectorStore:
             stored = json.loads((self.folder / NAMES).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return nothing
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             say(f"note       {self.folder / NAMES} cannot be read ({error}); the index is built again")
             return nothing
         try:

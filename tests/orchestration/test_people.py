@@ -1,6 +1,7 @@
 """experiments/ground.py, search.py and ask.py: what they print and write, and what they refuse."""
 
 import json
+import os
 import re
 
 import pytest
@@ -79,6 +80,15 @@ def test_search_prints_a_table_and_writes_a_page(storage, folder, tmp_path, caps
     assert f'href="my%20pictures/{name}%20%26%20co.jpg"' in page and "bad.png" in page
     assert search(storage, folder, "a star", "--index", tmp_path / "cache") == 0
     assert "6 pictures, 0 of them read just now" in capsys.readouterr().out
+
+
+def test_search_in_a_folder_whose_name_is_no_utf8(storage, folder, tmp_path, capsys):
+    renamed = folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd"))
+    assert search(storage, renamed, "a red circle", "--index", tmp_path / "cache") == 0
+    assert capsys.readouterr().out.startswith("index      6 pictures, 7 of them read just now")
+    assert 'href="b%FFd/' in (tmp_path / "search.html").read_text()
+    assert search(storage, renamed, "a star", "--json", "--index", tmp_path / "cache") == 0
+    assert json.loads(capsys.readouterr().out)["encoded"] == 0
 
 
 def test_json_is_all_that_is_printed(storage, folder, tmp_path, capsys):

@@ -6,8 +6,10 @@ import tarfile
 
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from simla_ray.data.decode import decode
+from simla_ray.data.sources import files
 from simla_ray.errors import UserError
 from simla_ray.release.collection import Folder, Rows, open_collection, printable
 
@@ -61,6 +63,20 @@ def test_rows_of_a_tar(tmp_path):
     read = list(found.read([3, 255, 256, 299]))
     assert [place for place, _, _ in read] == [3, 255, 256, 299]
     assert [shade(image) for _, _, image in read] == [3, 5, 6, 49]
+
+
+def test_rows_in_a_store_are_known_by_size_and_time(tmp_path, world_files, monkeypatch):
+    (tmp_path / "bucket").mkdir()
+    path = tmp_path / "bucket" / "test.parquet"
+    path.write_bytes((world_files / "test.parquet").read_bytes())
+    system = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(files, "_system", lambda *_: system)
+    before = open_collection("s3://bucket/test.parquet").entries
+    os.utime(path, ns=(1, 1_700_000_000_123_456_789))  # written again, of the same size
+    after = open_collection("s3://bucket/test.parquet").entries
+    assert [entry.name for entry in after] == [entry.name for entry in before]
+    assert {(entry.size, entry.mtime_ns) for entry in after} == {(path.stat().st_size, 1_700_000_000_123_456_789)}
+    assert all(entry.mtime_ns > 1_700_000_000_123_456_789 for entry in before)
 
 
 def test_what_holds_no_pictures_is_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """An index of a user's pictures: the right ones first, and nothing encoded twice."""
 
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import simla_ray
 from simla_ray.errors import UserError
+from simla_ray.release import search
 from simla_ray.release.search import BATCH, CACHE, ImageIndex, fingerprint, progress_line
 
 from .conftest import make_run_folder
@@ -56,6 +58,35 @@ def test_the_best_come_first(model, folder, tmp_path):
 def test_by_default_every_hit_is_ranked_by_itm(model, folder, tmp_path):
     hits = model.index(folder, tmp_path / "cache").search(QUERY, top=36)
     assert len(hits) == 36 > model.run.eval.rerank_top_k and all(h.match is not None for h in hits)
+
+
+def test_candidates_are_matched_in_parts(model, folder, tmp_path, monkeypatch):
+    index = model.index(folder, tmp_path / "cache")
+    whole = index.search(QUERY, top=30)
+    seen = []
+    encode = model.scorer.encode_images
+    monkeypatch.setattr(model.scorer, "encode_images", lambda views: seen.append(len(views)) or encode(views))
+    monkeypatch.setattr(search, "MATCHED", 8)
+    parts = index.search(QUERY, top=30)
+    assert seen == [8, 8, 8, 6] and [h.name for h in parts] == [h.name for h in whole]
+    np.testing.assert_allclose([h.match for h in parts], [h.match for h in whole], rtol=1e-5)
+
+
+def test_one_picture_of_the_hits_is_in_memory_at_a_time(model, folder, tmp_path, monkeypatch):
+    index = model.index(folder, tmp_path / "cache")
+    hits, alive, most = index.search(QUERY, top=20), set(), []
+    decode = search.decode
+
+    def counted(*arguments):
+        image = decode(*arguments)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(search, "decode", counted)
+    found = index.pictures(hits, lambda image: image.size)
+    assert found == {hit.place: (48, 48) for hit in hits} and len(most) == 20 and max(most) == 1
 
 
 def test_a_picture_finds_itself_first(model, folder, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -30,6 +31,16 @@ def test_what_is_saved_is_loaded(store):
     np.testing.assert_array_equal(vectors, VECTORS)
 
 
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    where = os.fsdecode(os.fsencode(tmp_path) + b"/b\xffd")
+    store = VectorStore(tmp_path / "cache", where, "model-1")
+    store.save(RECORDS, VECTORS)
+    said = []
+    records, vectors = VectorStore(tmp_path / "cache", where, "model-1").load(said.append)
+    assert list(records) == [record.name for record in RECORDS] and not said
+    np.testing.assert_array_equal(vectors, VECTORS)
+
+
 def test_nothing_is_left_of_the_last_one(store):
     store.save(RECORDS[:1], VECTORS[:1])
     assert len(list(store.folder.iterdir())) == 2
@@ -54,6 +65,7 @@ def test_damage_is_said_and_built_again(store):
         json.dumps({**json.loads(whole), "pictures": json.loads(whole)["pictures"][:1] * 5}),
         json.dumps({**json.loads(whole), "vectors": "gone.safetensors"}),
         "[]",
+        "[" * 10**6,
     ):
         (store.folder / NAMES).write_text(damage)
         said = []

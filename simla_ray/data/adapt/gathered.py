@@ -32,7 +32,7 @@ class Record:
 
 @dataclass
 class Gathered:
-    """Records by uid, in the order of the annotations, and entries that are left out, with the reason.
+    """Records by uid and split, in the order of the annotations, and entries that are left out, with the reason.
 
     | reason of an entry | |
     |---|---|
@@ -44,14 +44,16 @@ class Gathered:
     | label_unknown | none of the format's labels |
     | target_missing | the object of an expression is not among the annotated ones |
     | box_without_area | nothing of the box is in the picture |
+    | box_unreadable | it is not four numbers; behind a candidate's there may be more |
     | phrase_without_box | of Flickr30k Entities, no box for the phrase: a scene, or nothing that can be seen |
     | markup_unreadable, xml_unreadable | a file of Flickr30k Entities that is not what it should be |
     """
 
     split: str | None = None  # asked for
-    records: dict[str, Record] = field(default_factory=dict)
+    records: dict[tuple[str, str | None], Record] = field(default_factory=dict)
     dropped: list[dict[str, str]] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)  # that the annotations name
+    of_image: dict[str, list[Record]] = field(default_factory=dict)  # by the uid without a split
 
     def drop(self, entry: Any, reason: str, file: Path) -> None:
         self.dropped.append({"uid": utf8(entry), "reason": reason, "file": file.name})
@@ -63,13 +65,25 @@ class Gathered:
         return self.split is None or split == self.split
 
     def record(self, uid: Any, images: Sequence[Sequence[str]], split: Any = None, **columns: Any) -> Record:
-        """The record of an image, made where there is none."""
+        """The record of an image in a split, made where there is none.
+
+        What is said of an image in two splits are two rows, so that nothing of one gets into the other: their uids are
+        ``uid#split`` then, and their ``image_id`` is the same.
+        """
         uid = utf8(uid)
-        if uid not in self.records:
-            self.records[uid] = Record(uid, tuple(tuple(map(utf8, names)) for names in images), columns)
-            if isinstance(split, str):
-                self.records[uid].columns["split"] = split
-        return self.records[uid]
+        split = utf8(split) if isinstance(split, str) and split else None
+        key = uid, split or self.split
+        if key not in self.records:
+            record = Record(uid, tuple(tuple(map(utf8, names)) for names in images), columns)
+            if split is not None:
+                record.columns["split"] = split
+            self.records[key] = record
+            alike = self.of_image.setdefault(uid, [])
+            alike.append(record)
+            for one in alike if len(alike) > 1 else ():
+                one.uid = f"{uid}#{one.columns['split']}" if "split" in one.columns else uid
+                one.columns.setdefault("image_id", uid)
+        return self.records[key]
 
     def state(
         self, entry: Any, file: Path, labels: Sequence[str], text: Any, label: Any, uid: Any,
@@ -99,7 +113,10 @@ def corners(box: Any) -> Box | None:
         return None
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in box):
         return None
-    x, y, width, height = map(float, box)
+    try:
+        x, y, width, height = map(float, box)
+    except OverflowError:  # JSON's whole numbers have no end
+        return None
     return x, y, x + width, y + height
 
 

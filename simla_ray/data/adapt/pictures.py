@@ -14,13 +14,14 @@ from simla_ray.data.convert.rows import present
 from simla_ray.data.convert.survey import rows_between
 from simla_ray.data.index import build_index
 from simla_ray.data.sources import read_pieces
+from simla_ray.data.sources.described import IMAGES
 from simla_ray.data.sources.files import named
 from simla_ray.data.sources.listed import image_files, within_roots
 from simla_ray.errors import UserError
 
 #: Columns that come along from a data set of pictures.
 CARRIED = ("split", "source", "license")
-MISSING = "image_missing"
+MISSING, AMBIGUOUS = "image_missing", "image_ambiguous"
 
 #: A record, its pictures (bytes, a file, or the reason why there is none), and what else their row says.
 Found = tuple[Record, list[bytes | Path | str], dict[str, Any]]
@@ -58,7 +59,7 @@ class FolderPictures:
             if len(alike) == 1:
                 return within_roots(alike[0], [self.folder])
             if alike:
-                return "image_ambiguous"
+                return AMBIGUOUS
         return next((reason for reason in reasons if reason != MISSING), MISSING)
 
     @functools.cached_property
@@ -74,6 +75,9 @@ class FolderPictures:
 class SetPictures:
     """Pictures of a data set, in its order; a picture is that of the first row with the uid or image_id.
 
+    It is looked for by the names that the annotations have, then without folders and endings, on either side, and then
+    by the annotations' image_id. ``image_ambiguous``: only folders and endings tell several pictures apart.
+
     Raises:
         UserError: the set cannot be read, or pairs are asked of it.
     """
@@ -88,12 +92,11 @@ class SetPictures:
         for record in records:
             if len(record.images) > 1:
                 raise UserError("--images: pairs of pictures are read from a folder, not from a data set")
-            (names,) = record.images
-            ordinal = next((self._ordinals[name] for name in names if name in self._ordinals), None)
-            if ordinal is None:
-                yield record, [MISSING], {}
+            found = self._find(record)
+            if isinstance(found, str):
+                yield record, [found], {}
             else:
-                wanted.setdefault(ordinal, []).append(record)
+                wanted.setdefault(found, []).append(record)
         columns = ("uid", "image", *self.columns)
         ordinals = np.array(sorted(wanted), np.int64)
         for unit, places, where in self.index.locate(ordinals):
@@ -103,15 +106,41 @@ class SetPictures:
                     for record in wanted[next(at)]:
                         yield record, [row["image"]], {name: row.get(name) for name in self.columns}
 
+    def _find(self, record: Record) -> int | str:
+        """The ordinal of the row, or the reason why there is none."""
+        (names,) = record.images
+        exact, loose = self._ordinals
+        for name in names:
+            if name in exact:
+                return exact[name]
+        for name in names:
+            for key in _loosely(name):
+                if key in loose:
+                    ordinal = loose[key]
+                    return ordinal if ordinal is not None else AMBIGUOUS
+        return exact.get(record.columns.get("image_id", ""), MISSING)
+
     @functools.cached_property
-    def _ordinals(self) -> dict[str, int]:
-        found: dict[str, int] = {}
+    def _ordinals(self) -> tuple[dict[str, int], dict[str, int | None]]:
+        """By uid and image_id, and by these without folders and endings; None where that means several pictures."""
+        exact: dict[str, int] = {}
+        loose: dict[str, int | None] = {}
+        first: dict[str, int] = {}  # rows of one image_id show one picture
         for place, row in rows_between(self.index, 0, len(self.index), ("uid", "image_id")):
-            for name in (row["uid"], row["image_id"]):
-                found.setdefault(str(name), place.ordinal)
-        for name, ordinal in list(found.items()):
-            found.setdefault(PurePosixPath(name).stem, ordinal)
-        return found
+            picture = first.setdefault(str(row["image_id"]), place.ordinal)
+            for name in dict.fromkeys((str(row["uid"]), str(row["image_id"]))):
+                exact.setdefault(name, place.ordinal)
+                for key in _loosely(name):
+                    if loose.setdefault(key, picture) != picture:
+                        loose[key] = None
+        return exact, loose
+
+
+def _loosely(name: str) -> list[str]:
+    """A name without its folders, and without the ending of a picture."""
+    base = PurePosixPath(name).name
+    stem, _, ending = base.rpartition(".")
+    return [base, stem] if stem and ending.lower() in IMAGES else [base]
 
 
 def pictures_in(where: str) -> FolderPictures | SetPictures:

@@ -31,11 +31,14 @@ def read_json(path: Path, hook: Hook | None = None) -> Any:
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def read_entries(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_entries(
+    path: Path, needed: Sequence[str], older: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Entries of a JSON list or of JSON lines, whatever the file is called, each with its place.
 
     Args:
         needed: fields that the first entry must have.
+        older: older name of a field -> its name.
 
     Raises:
         UserError: a line or the list cannot be read, or the entries are of another format.
@@ -44,6 +47,9 @@ def read_entries(path: Path, needed: Sequence[str]) -> Iterator[tuple[str, dict[
     for place, entry in _entries(path):
         if not isinstance(entry, dict):
             raise UserError(f"{path}, {place}: expected an object, found {type(entry).__name__}")
+        for name, ours in (older or {}).items():
+            if name in entry and ours not in entry:
+                entry[ours] = entry.pop(name)
         if not checked:
             need(path, entry, needed)
             checked = True

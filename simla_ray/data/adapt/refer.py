@@ -161,10 +161,15 @@ def _add_candidates(found: Files, gathered: Gathered) -> None:
         image_id = record.columns["image_id"]
         if given is not None:
             if image_id in given:
-                record.columns["boxes"] = [corners(box) for box in given[image_id]]
+                record.columns["boxes"] = [_candidate(box) for box in given[image_id]]
         elif image_id in by_image:
             objects = by_image[image_id]
             record.columns["boxes"] = [corners(entry.get("bbox")) for entry in objects]
             labels = [found.categories.get(str(entry.get("category_id")), {}).get("name") for entry in objects]
             if all(isinstance(label, str) for label in labels):
                 record.columns["box_labels"] = labels
+
+
+def _candidate(box: Any) -> Box | None:
+    """A detector's box, behind which its score may stand."""
+    return corners(box[:4]) if isinstance(box, list) else None

@@ -119,7 +119,8 @@ class Rows:
         share, clipped = within(box, size)
         self.clipped += clipped
         if share is None:
-            self.gathered.dropped.append({"uid": record.uid, "reason": "box_without_area", "box": of})
+            reason = "box_unreadable" if box is None else "box_without_area"
+            self.gathered.dropped.append({"uid": record.uid, "reason": reason, "box": of})
         return share
 
 

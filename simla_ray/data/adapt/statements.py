@@ -13,6 +13,8 @@ from simla_ray.errors import UserError
 
 ENTAILMENT = ("entailment", "neutral", "contradiction")
 TRUTH = ("true", "false")
+#: SNLI-VE's first files have it so.
+OLDER = {"Flikr30kID": "Flickr30K_ID"}
 #: NLVR shows the three boxes of an example in every order.
 PERMUTATIONS = 6
 
@@ -20,15 +22,16 @@ PERMUTATIONS = 6
 def snli_ve(files: Sequence[Path], gathered: Gathered) -> None:
     """SNLI-VE's JSON lines (https://github.com/necla-ml/SNLI-VE) on Flickr30k: ``sentence2`` is the hypothesis."""
     for path in files:
-        for place, entry in read_entries(path, ("Flickr30K_ID", "sentence2", "gold_label")):
+        for place, entry in read_entries(path, ("Flickr30K_ID", "sentence2", "gold_label"), OLDER):
             photo = _text(entry.get("Flickr30K_ID"))
             if not photo:
                 gathered.drop(entry.get("pairID", place), "entry_unreadable", path)
                 continue
-            names = dict.fromkeys((photo, f"{photo.removesuffix('.jpg')}.jpg"))
+            uid = photo.removesuffix(".jpg")  # some files name the picture, others its number
+            names = dict.fromkeys((photo, f"{uid}.jpg", uid))
             gathered.state(
                 entry.get("pairID", place), path, ENTAILMENT, entry.get("sentence2"), entry.get("gold_label"),
-                photo, [tuple(names)],
+                uid, [tuple(names)],
             )  # fmt: skip
 
 
@@ -84,6 +87,8 @@ def nlvr(files: Sequence[Path], gathered: Gathered) -> None:
 def entailment(files: Sequence[Path], gathered: Gathered) -> None:
     """A table of hypotheses with labels and the ids of their pictures; ``split`` is heeded where there is one.
 
+    Where an entry names its picture (``image_id``, ``image``), its own id says nothing of the picture.
+
     Raises:
         UserError: a column is missing.
     """
@@ -91,12 +96,13 @@ def entailment(files: Sequence[Path], gathered: Gathered) -> None:
         checked = False
         for place, entry in read_table(path):
             ours = by_our_names(entry)
-            names = [_text(ours.get(name)) for name in ("uid", "image_id", "image") if _text(ours.get(name))]
+            names = [_text(ours.get(name)) for name in ("image_id", "image") if _text(ours.get(name))]
+            names = names or [_text(ours.get("uid"))]
             if not checked and not ("sentence" in ours and ours.keys() & {"uid", "image_id", "image"}):
                 found = ", ".join(map(str, entry))
                 raise UserError(f"{path}: expected columns id, hypothesis (or sentence) and label; found {found}")
             checked = True
-            if not names:
+            if not names[0]:
                 gathered.drop(place, "entry_unreadable", path)
             elif gathered.wants(ours.get("split") or (gathered.split if "split" not in ours else None)):
                 gathered.state(place, path, (*ENTAILMENT, *TRUTH), ours.get("sentence"), ours.get("label"),

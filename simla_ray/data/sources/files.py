@@ -85,10 +85,17 @@ def opened(uri: str) -> BinaryIO:
 
 def size(uri: str) -> int:
     """Bytes."""
+    return stamp(uri)[0]
+
+
+def stamp(uri: str) -> tuple[int, int]:
+    """Bytes, and when they were last written, ns since 1970; 0 where a store does not tell."""
     if not is_remote(uri):
-        return Path(uri).stat().st_size
+        local = Path(uri).stat()
+        return local.st_size, local.st_mtime_ns
     system, path = _located(uri)
-    return retried(uri, lambda: system.get_file_info(path).size)
+    info = retried(uri, lambda: system.get_file_info(path))
+    return info.size, info.mtime_ns or 0
 
 
 def retried(uri: str, read: Callable[[], T]) -> T:

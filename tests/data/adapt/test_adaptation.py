@@ -11,7 +11,17 @@ from simla_ray.data.adapt import rows as rows_room
 from simla_ray.data.adapt.gathered import corners, within
 from simla_ray.data.adapt.reading import read_entries
 from simla_ray.errors import UserError
-from tests.data.adapt.test_formats import adapt, dropped, images, manifest, picture, read, write_json, write_lines
+from tests.data.adapt.test_formats import (
+    adapt,
+    dropped,
+    images,
+    manifest,
+    picture,
+    read,
+    vqa_files,
+    write_json,
+    write_lines,
+)
 
 __all__ = ["images"]
 
@@ -181,6 +191,42 @@ def test_a_data_set_of_pictures_with_splits(tmp_path, capsys):
     assert "pairs of pictures are read from a folder" in capsys.readouterr().err
 
 
+VAL = "COCO_val2014_000000000042"
+
+
+@pytest.mark.parametrize(
+    ("uid", "image_id"),
+    [
+        (VAL, None), (f"val2014/{VAL}", None), (f"/data/coco/val2014/{VAL}.jpg", None), (f"{VAL}.png", None),
+        ("000000000042", None), ("shard-7", f"val2014/{VAL}.jpg"), ("shard-7", "42"), ("42", None),
+    ],
+)  # fmt: skip
+def test_a_data_set_is_searched_without_folders_and_endings(uid, image_id, tmp_path):
+    rows = [{"uid": f"other/{i}.jpg", "image": picture(i), "captions": ["x"], "image_id": None} for i in range(3)]
+    rows[1] |= {"uid": uid, "image_id": image_id}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    assert adapt("vqav2", vqa_files(tmp_path), tmp_path / "set.parquet", tmp_path / "out") == 0
+    (row,) = read(tmp_path / "out").values()
+    assert (row["uid"], row["image_id"], row["image"]) == (VAL, "42", picture(1))
+
+
+def test_pictures_that_only_folders_tell_apart_are_ambiguous(tmp_path):
+    rows = [{"uid": uid, "image_id": image_id, "image": picture(i), "captions": ["x"]} for i, (uid, image_id) in
+            enumerate([("a/1.jpg", None), ("b/1.jpg", None), ("2#0", "c/2.jpg"), ("2#1", "c/2.jpg"),
+                       ("d/3.jpg", None), ("e/3.png", None)])]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+    entries = [{"image": name, "hypothesis": "A dog .", "label": "neutral"}
+               for name in ("x/1.jpg", "a/1.jpg", "x/2.jpg", "x/3.jpg", "x/3", "x/4.jpg")]  # fmt: skip
+    file = write_lines(tmp_path / "a.jsonl", entries)
+    assert adapt("entailment", [file], tmp_path / "set.parquet", tmp_path / "out") == 0
+    assert {uid: row["image"] for uid, row in read(tmp_path / "out").items()} == {
+        "a/1.jpg": picture(0), "x/2.jpg": picture(2), "x/3.jpg": picture(4),
+    }  # fmt: skip
+    assert dropped(tmp_path / "out") == {
+        ("x/1.jpg", "image_ambiguous"), ("x/3", "image_ambiguous"), ("x/4.jpg", "image_missing"),
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("box", "expected", "clipped"),
     [
@@ -193,6 +239,7 @@ def test_a_data_set_of_pictures_with_splits(tmp_path, capsys):
         ([10, 10, -5, 5], None, False),
         ([float("nan"), 0, 5, 5], None, False),
         ([0, 0, float("inf"), 5], None, False),
+        ([10**400, 0, 5, 5], None, False),
         ([1, 2, 3], None, False),
         (["1", 2, 3, 4], None, False),
         (None, None, False),

@@ -170,6 +170,18 @@ def test_snli_ve(tmp_path, images):
     }  # fmt: skip
 
 
+def test_snli_ve_with_the_older_key(tmp_path, images):
+    older = [{"Flikr30kID": photo, "gold_label": label, "pairID": "0", "sentence1": "A .", "sentence2": f"A {label} ."}
+             for photo, label in (("123.jpg", "neutral"), ("123", "entailment"), ("456.jpg", "neutral"))]  # fmt: skip
+    newer = {"Flickr30K_ID": "123", "gold_label": "contradiction", "pairID": "0", "sentence2": "A cat ."}
+    file, folder = write_lines(tmp_path / "snli_ve_dev.jsonl", [*older, newer]), images("123.jpg", "456.jpg")
+    assert adapt("snli-ve", [file], folder, tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row["image"], len(row["statements"])) for uid, row in found.items()} == {
+        "123": (picture(0), 3), "456": (picture(1), 1),
+    }  # fmt: skip
+
+
 def test_nlvr2(tmp_path, images):
     def entry(name, text, label, **more):
         return {"sentence": text, "left_url": "http://x/l.png", "right_url": "http://x/r.png", "identifier": name,
@@ -261,6 +273,22 @@ def test_refcoco_as_refer_has_it(tmp_path, images):
     assert found["boxes_clipped"] == 2  # the dog's, as an object and as a target
 
 
+def test_an_image_in_two_splits_is_two_rows(tmp_path, images):
+    refs = [ref(0, 70, "train", "the man"), ref(1, 71, "val", "the dog"), ref(2, 70, "train", "left man")]
+    files = [write_json(tmp_path / "refs.json", refs), write_json(tmp_path / "instances.json", INSTANCES)]
+    folder = images("COCO_train2014_000000000007.jpg")
+    assert adapt("refcoco", files, folder, tmp_path / "out") == 0
+    name = "COCO_train2014_000000000007"
+    found = read(tmp_path / "out")
+    assert {uid: (row["split"], row["captions"]) for uid, row in found.items()} == {
+        f"{name}#train": ("train", ["the man", "left man"]), f"{name}#val": ("val", ["the dog"]),
+    }  # fmt: skip
+    assert [len(row["phrases"]) for row in found.values()] == [2, 1]
+    assert {row["image_id"] for row in found.values()} == {"7"} and len(found[f"{name}#val"]["boxes"]) == 2
+    assert adapt("refcoco", files, folder, tmp_path / "val", "--split", "val") == 0
+    assert list(read(tmp_path / "val")) == [name]
+
+
 def test_refcoco_as_albef_has_it(tmp_path, images):
     name = "mscoco/train2014/COCO_train2014_000000000007.jpg"
     pairs = [{"image": name, "text": "the man", "ref_id": 0}, {"image": name, "text": "left man", "ref_id": 0},
@@ -278,6 +306,18 @@ def test_refcoco_as_albef_has_it(tmp_path, images):
     (row,) = read(tmp_path / "b").values()
     assert row["boxes"] == [[0.0, 0.0, 0.5, 0.5]] and row["phrases"][0]["boxes"] == [[0.1, 0.1, 0.5, 0.5]]
     assert [phrase["text"] for phrase in row["phrases"]] == ["the man", "left man", "the dog"]
+
+
+def test_refcoco_takes_candidates_with_scores(tmp_path, images):
+    pairs = write_json(tmp_path / "pairs.json", [{"image": "COCO_train2014_000000000007.jpg", "text": "the man"}])
+    boxes = [[0, 0, 50, 25, 0.97], [10, 5, 40, 20], [200, 0, 5, 5, 0.5], [1, 2, 3], {"bbox": [0, 0, 5, 5]},
+             [0, 0, "5", 5, 1]]  # fmt: skip
+    dets = write_json(tmp_path / "dets.json", {"7": boxes})
+    folder = images("COCO_train2014_000000000007.jpg")
+    assert adapt("refcoco", [pairs, dets], folder, tmp_path / "out") == 0
+    (row,) = read(tmp_path / "out").values()
+    assert row["boxes"] == [[0.0, 0.0, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5]]
+    assert manifest(tmp_path / "out")["dropped"] == {"box_unreadable": 3, "box_without_area": 1}
 
 
 def test_refcoco_does_not_open_pickles(tmp_path, images, capsys):
@@ -428,6 +468,36 @@ def test_entailment_joins_a_data_set(kind, tmp_path):
         == 0
     )
     assert list(read(tmp_path / "val")) == ["b.jpg"]
+
+
+def test_entailment_keeps_splits_apart(tmp_path, images):
+    entries = [{"id": "a.jpg", "hypothesis": f"A {split} dog .", "label": "neutral", "split": split}
+               for split in ("train", "val", "", "train")]  # fmt: skip
+    assert adapt("entailment", [write_lines(tmp_path / "a.jsonl", entries)], images("a.jpg"), tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row.get("split"), row["image_id"]) for uid, row in found.items()} == {
+        "a.jpg#train": ("train", "a.jpg"), "a.jpg#val": ("val", "a.jpg"), "a.jpg": (None, "a.jpg"),
+    }  # fmt: skip
+    assert [statement["text"] for statement in found["a.jpg#val"]["statements"]] == ["A val dog ."]
+    assert len(found["a.jpg#train"]["statements"]) == 2
+
+
+def test_entailment_goes_by_the_picture_that_is_named(tmp_path):
+    rows = [{"id": str(i), "image_id": f"photo-{i}", "image": picture(i), "captions": ["x"]} for i in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set.parquet")
+
+    def entry(number, **more):
+        return {"id": number, "hypothesis": f"No. {number} .", "label": "neutral", **more}
+
+    entries = [entry(0, image_id="photo-2"), entry(1, image_id="", image="photo-1"), entry(2, image_id="photo-9"),
+               entry(1)]  # fmt: skip
+    file = write_lines(tmp_path / "a.jsonl", entries)
+    assert adapt("entailment", [file], tmp_path / "set.parquet", tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert {uid: (row["image"], row["statements"][0]["text"]) for uid, row in found.items()} == {
+        "photo-2": (picture(2), "No. 0 ."), "photo-1": (picture(1), "No. 1 ."), "1": (picture(1), "No. 1 ."),
+    }  # fmt: skip
+    assert dropped(tmp_path / "out") == {("photo-9", "image_missing")}
 
 
 def test_help_names_every_format(capsys):
