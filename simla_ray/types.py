@@ -20,9 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: A label that no loss counts.
-NO_LABEL = -100
-
 
 @dataclass
 class Batch:

@@ -16,8 +16,9 @@ import numpy as np
 from simla_ray.config.schema import AnswerHead, Run
 from simla_ray.data.decode import DropRow
 from simla_ray.data.text import Encoded, Vocabulary, clean
-from simla_ray.types import NO_LABEL
 
+#: The label that torch's cross-entropy passes over. Not imported: what makes samples does without torch.
+NO_LABEL = -100
 #: Objective -> the column that it reads.
 COLUMNS = {"answers": "qas", "labels": "statements"}
 

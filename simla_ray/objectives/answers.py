@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from simla_ray.types import NO_LABEL, LossTerm
+from simla_ray.types import LossTerm
 
 
 def answer_loss(logits: Tensor, answer_ids: Tensor, pad_id: int = 0) -> LossTerm:
@@ -29,8 +29,8 @@ def answer_loss(logits: Tensor, answer_ids: Tensor, pad_id: int = 0) -> LossTerm
 
 
 def label_loss(logits: Tensor, label: Tensor) -> LossTerm:
-    """Cross-entropy of (B, classes) against label (B,), mean over the rows that have one."""
+    """Cross-entropy of (B, classes) against label (B,), mean over the rows that have one; -100 stands for none."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    n = (label != NO_LABEL).sum().clamp(min=1)
-    loss = F.cross_entropy(wide, label, ignore_index=NO_LABEL, reduction="sum") / n
+    n = (label >= 0).sum().clamp(min=1)
+    loss = F.cross_entropy(wide, label, reduction="sum") / n
     return LossTerm(loss, {"hard": loss.detach(), "accuracy": (logits.argmax(1) == label).sum() / n})

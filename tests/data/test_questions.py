@@ -1,6 +1,8 @@
 """Drawing what a row asks: one question with an answer, or one statement with its label."""
 
 import io
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -50,6 +52,12 @@ def row(**columns):
 
 def spelled(vocabulary, ids):
     return [vocabulary.token(i) for i in ids]
+
+
+def test_what_makes_samples_starts_without_torch():
+    """Every process that decodes would load it, for seconds, before the first batch."""
+    code = "import sys, simla_ray.data.map_functions; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_columns_are_those_of_the_task():
