@@ -101,7 +101,8 @@ def test_exactly_once_while_nodes_are_lost_added_and_drained(data, metadata, tmp
         assert "worker" in lost["reason"] and lost["lost_steps"] <= 40 + 5
         assert grown["reason"] == "the group takes another size" and grown["lost_steps"] <= 40 + 5
         (notice,) = run.events("notice")
-        assert (moved["lost_steps"], moved["reason"]) == (0, "nodes of workers [1] go")
+        assert moved["lost_steps"] == 0
+        assert moved["reason"] in ("nodes of workers [0] go", "nodes of workers [1] go")  # as Ray ranks them
         assert notice["time"] - told < 15
         every_sample_once(run, data[1], epochs=EPOCHS)
 
