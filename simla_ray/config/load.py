@@ -46,14 +46,22 @@ def load_run(
         UserError: every wrong key and value at once, one line each.
     """
     problems: list[str] = []
+    tree = _given(files, overrides, problems)
+    if presets:
+        tree = _over_presets(tree, problems)
+    return _validated(tree, problems)
+
+
+def _given(
+    files: Sequence[Path | str], overrides: Mapping[str, Any] | Sequence[str], problems: list[str]
+) -> dict[str, Any]:
+    """Files and overrides, later ones win."""
     tree: dict[str, Any] = {}
     for file in files:
         _merge(tree, read_yaml(Path(file)))
     for path, value in _pairs(overrides, problems):
         _merge(tree, _nest(path, value))
-    if presets:
-        tree = _over_presets(tree, problems)
-    return _validated(tree, problems)
+    return tree
 
 
 def _validated(tree: Mapping[str, Any], problems: list[str]) -> Run:
@@ -79,11 +87,7 @@ def load_finetuning(
         UserError: as ``load_run``, or no task is named.
     """
     problems: list[str] = []
-    given: dict[str, Any] = {}
-    for file in files:
-        _merge(given, read_yaml(Path(file)))
-    for path, value in _pairs(overrides, problems):
-        _merge(given, _nest(path, value))
+    given = _given(files, overrides, problems)
     task, allowed = given.get("task"), [str(task) for task in Task]
     if task not in allowed:
         found = "missing" if task is None else f"{task} is not"
