@@ -74,7 +74,7 @@ def test_exactly_once_when_workers_are_killed_and_one_hangs(run, data, calm):
     every_sample_once(hurt, data[1])
     assert hurt.losses() == calm.losses()
     resumed = hurt.events("resume")
-    assert len(resumed) == len(hurt.events("failure")) == 3
+    assert (len(resumed), len(hurt.events("failure"))) == (3, 2)  # the one that hangs is said as such
     for event in resumed:
         assert event["lost_steps"] <= 7 + 1  # one checkpoint interval, and the step of the fault
         assert event["reason"].startswith("worker ")
