@@ -109,7 +109,7 @@ def test_exactly_once_while_nodes_are_lost_added_and_drained(data, metadata, tmp
     with cluster(tmp_path, 3, 3) as machines:
         calm = Run(tmp_path, "calm", [*overrides(data[0]), *ELASTIC], machines.address)
         driver = calm.begin(1)
-        calm.reach(driver, moved["step"] + 20)
+        calm.reach(driver, moved["step"] + 20, 600)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
     ours, theirs = run.losses(), calm.losses()
