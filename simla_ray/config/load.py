@@ -103,11 +103,11 @@ def load_finetuning(
     tree["vision"]["pretrained"] = False
     for preset in (_preset("finetune", str(start.size)), _preset("task", task)):
         _merge(tree, preset)
-    batch = tree["batch"] | (given.get("batch") or {})
-    if all(isinstance(batch[key], int) and batch[key] > 0 for key in ("micro", "global")):
-        most = max(1, batch["global"] // batch["micro"])
-        workers, least = tree["ray"]["workers"], tree["ray"]["min_workers"]
-        tree["ray"] |= {"workers": min(workers, most), "min_workers": least and min(least, most)}
+    workers, least = tree["ray"]["workers"], tree["ray"]["min_workers"]
+    tree["ray"] |= {"workers": 1, "min_workers": None}
+    _merge(tree, given)
+    most = _validated(tree, problems).micro_batches
+    _merge(tree, {"ray": {"workers": min(workers, most), "min_workers": least and min(least, most)}})
     _merge(tree, given)
     return _validated(tree, problems)
 

@@ -25,7 +25,7 @@ from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Window
-from simla_ray.data.questions import COLUMNS, task_columns
+from simla_ray.data.questions import asked_column, task_columns
 from simla_ray.data.sample import Sample, SampleMaker, stacked
 from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows, read_words
@@ -50,7 +50,7 @@ class WindowReader:
     def __init__(self, index: Index, order: Order, repeated: np.ndarray = NONE, columns: Sequence[str] = ()):
         self.index, self.order, self.repeated = index, order, repeated
         self.columns = training_columns(columns)
-        self.asked = next((name for name in COLUMNS.values() if name in columns), None)
+        self.asked = asked_column(columns)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for windows in batch.column("windows").to_pylist():
@@ -101,7 +101,7 @@ class BlockMaker:
     def __init__(self, run: Run, vocabulary: Vocabulary):
         # Every task gets a map function of its own; opening a large vocabulary for each would cost more than the rows.
         self.pickled = pickle.dumps((run, vocabulary))
-        self.asked = next((name for name in task_columns(run) if name in COLUMNS.values()), None)
+        self.asked = asked_column(task_columns(run))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         make = _maker_of(self.pickled)

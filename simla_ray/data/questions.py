@@ -41,6 +41,11 @@ def task_columns(run: Run) -> tuple[str, ...]:
     return tuple(found)
 
 
+def asked_column(columns: Iterable[str]) -> str | None:
+    """The one of ``task_columns`` that holds what is asked; None in pretraining."""
+    return next((column for column in columns if column in COLUMNS.values()), None)
+
+
 def known(answer: str) -> str:
     """An answer as it stands in the list of answers."""
     return " ".join(answer.lower().split())

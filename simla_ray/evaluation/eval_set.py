@@ -181,7 +181,7 @@ class EvalSet:
 
     def _match_chunk(self, pairs: np.ndarray) -> np.ndarray:
         images, image = np.unique(pairs // len(self.texts), return_inverse=True)
-        tokens, _ = self.scorer.encode_images(self.images(images))
+        tokens = self.scorer.image_tokens(self.images(images))
         logits = self.scorer.match_pairs(tokens, self._match_texts, image, pairs % len(self.texts))
         return np.nan_to_num(logits.cpu().numpy(), nan=-np.inf)
 

@@ -158,7 +158,7 @@ def _maps(data: EvalSet, phrases: list[Phrase], layers: Layers) -> np.ndarray:
 
 def _chunk_maps(data: EvalSet, phrases: list[Phrase], layers: Layers) -> np.ndarray:
     images, index = np.unique([phrase.item for phrase in phrases], return_inverse=True)
-    tokens, _ = data.scorer.encode_images(data.images(images))
+    tokens = data.scorer.image_tokens(data.images(images))
     ids, mask = data.scorer.tokenize([phrase.text for phrase in phrases])
     return layer_cams(data.scorer, tokens, torch.from_numpy(index).to(ids.device), ids, mask, layers).cpu().numpy()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -57,19 +57,22 @@ class Scorer:
         """images (n, 3, px, px) uint8 -> tokens (n, N, D), unit vectors (n, E) float32, both on the device."""
         towers = towers if towers is not None else self.model.student
         tokens, vectors = [], []
-        for part in torch.as_tensor(images).split(batch_size):
+        for part in self._token_batches(images, batch_size, towers):
+            tokens.append(part)
             with autocast(self.run, self.device):
-                tokens.append(towers.vision(part.to(self.device)))
-                vectors.append(towers.image_vector(tokens[-1]))
+                vectors.append(towers.image_vector(part))
         return torch.cat(tokens), torch.cat(vectors)
 
     @torch.no_grad()
     def image_tokens(self, images: np.ndarray | Tensor, batch_size: int = IMAGES) -> Tensor:
-        """images (n, 3, px, px) uint8 -> tokens (n, N, D), of a model that may have no joint space."""
-        with autocast(self.run, self.device):
-            return torch.cat(
-                [self.model.student.vision(part.to(self.device)) for part in torch.as_tensor(images).split(batch_size)]
-            )
+        """images (n, 3, px, px) uint8 -> tokens (n, N, D), where nobody asks for vectors."""
+        return torch.cat(list(self._token_batches(images, batch_size, self.model.student)))
+
+    def _token_batches(self, images: np.ndarray | Tensor, batch_size: int, towers: Towers) -> Iterator[Tensor]:
+        for part in torch.as_tensor(images).split(batch_size):
+            with autocast(self.run, self.device):
+                tokens = towers.vision(part.to(self.device))
+            yield tokens
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest."""

@@ -93,7 +93,7 @@ def _predict(data: EvalSet, cases: list[Masked], wrong_image: np.ndarray) -> np.
     ids[rows, position] = scorer.vocabulary.mask_id
     own = np.array([case.item for case in cases])
     images, index = np.unique(np.stack([own, wrong_image[own]]), return_inverse=True)
-    tokens, _ = scorer.encode_images(data.images(images))
+    tokens = scorer.image_tokens(data.images(images))
     predicted = []
     for which in torch.from_numpy(index.reshape(2, -1)).to(ids.device):
         hidden = scorer.fuse(tokens, which, ids, mask)[rows, position]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simla_ray.config.schema import Text
-from simla_ray.models.stack import Memory, Stack, causal
+from simla_ray.models.stack import Memory, Stack
 from simla_ray.models.text import Embeddings, MlmHead, bert_init
 
 PREFIX = "decoder."
@@ -29,10 +29,11 @@ class AnswerDecoder(nn.Module):
     def forward(self, ids: Tensor, memory: Memory) -> Tensor:
         """ids (n, A), [CLS] first -> (n, A, V), the next piece at each place.
 
-        Padding follows the answer, where no place of the answer sees it.
+        A place sees itself and what comes before it; padding follows the answer, so no place of the answer sees it.
         """
-        mask = causal(torch.ones_like(ids, dtype=torch.bool))
-        hidden = self.encoder(self.embeddings(ids), mask, memory)
+        A = ids.shape[1]
+        earlier = torch.ones(1, A, A, dtype=torch.bool, device=ids.device).tril()
+        hidden = self.encoder(self.embeddings(ids), earlier, memory)
         return self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
 
 

@@ -63,11 +63,6 @@ class Read:
     index: Tensor | None = None
 
 
-def causal(mask: Tensor) -> Tensor:
-    """mask (B, L) -> (B, L, L): a position sees itself and what comes before it."""
-    return mask[:, None, :] & torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-
-
 class Stack(nn.Module):
     """``depth`` layers; those from ``cross_from`` on have a cross-attention."""
 
@@ -96,7 +91,7 @@ class Stack(nn.Module):
         reads: list[Read] | None = None,
         layers: slice = slice(None),
     ) -> Any:
-        """hidden (B, L, D), mask (B, L), (B, L, L) bool or None -> (B, L, D), or with ``reads`` one (n, M, D) for each.
+        """hidden (B, L, D), mask (B, L), (1, L, L) bool or None -> (B, L, D), or with ``reads`` one (n, M, D) for each.
 
         ``keep`` is filled with what it asks for; ``layers``: the part of the stack that runs.
         """
@@ -259,7 +254,7 @@ class Attention(nn.Module):
 
 
 def _per_query(mask: Tensor | None) -> Tensor | None:
-    """(B, S) or (B, L, S) -> for all heads, (B, 1, 1, S) or (B, 1, L, S)."""
+    """(B, S) or (1, L, S) -> for all heads, (B, 1, 1, S) or (1, 1, L, S)."""
     if mask is None:
         return None
     return mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]

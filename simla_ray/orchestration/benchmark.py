@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from simla_ray.config.schema import Device
-from simla_ray.errors import UserError
-from simla_ray.orchestration.cli import guarded
+from simla_ray.errors import UserError, guarded
 
 
 def benchmark_main(argv: Sequence[str], load_reference: Callable[[], Any]) -> int:
@@ -22,11 +21,7 @@ def benchmark_main(argv: Sequence[str], load_reference: Callable[[], Any]) -> in
     arguments = _parser().parse_args(argv)
 
     def main() -> int:
-        try:
-            print(COMMANDS[arguments.command](arguments, load_reference), flush=True)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
+        print(COMMANDS[arguments.command](arguments, load_reference), flush=True)
         return 0
 
     return guarded(main)

@@ -5,28 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.config.schema import Method, Run, Size, Variant
-from simla_ray.errors import UserError
+from simla_ray.errors import UserError, guarded
 
+#: What a run that is interrupted says.
 INTERRUPTED = "interrupted; the same command with the same --name goes on from the last checkpoint"
-
-
-def guarded(main: Callable[[], int], interrupted: str = INTERRUPTED) -> int:
-    """Run ``main``; a ``UserError`` is printed as plain lines, exit code 2."""
-    try:
-        return main()
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
 
 
 def pretrain_main(argv: Sequence[str]) -> int:
@@ -36,25 +24,29 @@ def pretrain_main(argv: Sequence[str]) -> int:
         description="Pretrain an image-text model. Without arguments: SIMLA, tiny, on the built-in world.",
     )
     _config_arguments(parser)
+    run_arguments(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    return guarded(lambda: train(run_from(arguments), arguments), INTERRUPTED)
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command understands that trains a run."""
+    parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="YAML file; may be given again")
+    parser.add_argument(
+        "--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
     parser.add_argument(
         "--dry-run", action="store_true", help="check config, data and resources, print the plan, train nothing"
     )
-    arguments = parser.parse_intermixed_args(argv)
-
-    def main() -> int:
-        run = run_from(arguments)
-        if arguments.print_config:
-            print(to_yaml(run), end="")
-            return 0
-        return train(run, dry=arguments.dry_run)
-
-    return guarded(main)
 
 
-def train(run: Run, *, dry: bool) -> int:
-    """Train, evaluate and report; ``dry`` only checks."""
-    if dry:
+def train(run: Run, arguments: argparse.Namespace) -> int:
+    """Train, evaluate and report; or only print the config, or check, as ``run_arguments`` say."""
+    if arguments.print_config:
+        print(to_yaml(run), end="")
+        return 0
+    if arguments.dry_run:
         from simla_ray.orchestration.preflight import dry_run
 
         dry_run(run, _say)
@@ -218,10 +210,6 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help=f"one of {', '.join(Method)} (default: simla)")
     parser.add_argument("--variant", help=f"one of {', '.join(Variant)} (default: default)")
     parser.add_argument("--size", help=f"one of {', '.join(Size)} (default: tiny)")
-    parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="YAML file; may be given again")
-    parser.add_argument(
-        "--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on"
-    )
     parser.add_argument(
         "--init-from", metavar="PATH", help="start from the weights of a run, an exported folder or a file"
     )

@@ -7,10 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from simla_ray.config.load import load_finetuning, to_yaml
+from simla_ray.config.load import load_finetuning
 from simla_ray.config.schema import Run, Task
-from simla_ray.errors import UserError
-from simla_ray.orchestration.cli import guarded, train
+from simla_ray.errors import UserError, guarded
+from simla_ray.orchestration.cli import INTERRUPTED, run_arguments, train
 
 
 def finetune_main(argv: Sequence[str]) -> int:
@@ -24,25 +24,10 @@ def finetune_main(argv: Sequence[str]) -> int:
         "words", nargs="+", metavar="RUN task=TASK key=value",
         help=f"folder of a run, its name, or an exported folder; a task ({', '.join(Task)}); any key of the config",
     )  # fmt: skip
-    parser.add_argument("--config", action="append", type=Path, metavar="FILE", help="YAML file; may be given again")
-    parser.add_argument(
-        "--name", help="folder under storage (default: a fresh numbered one); an interrupted run goes on"
-    )
     parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder that holds runs (default: runs)")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check config, data and resources, print the plan, train nothing"
-    )
+    run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
-
-    def main() -> int:
-        run = finetuning_from(arguments)
-        if arguments.print_config:
-            print(to_yaml(run), end="")
-            return 0
-        return train(run, dry=arguments.dry_run)
-
-    return guarded(main)
+    return guarded(lambda: train(finetuning_from(arguments), arguments), INTERRUPTED)
 
 
 def finetuning_from(arguments: argparse.Namespace) -> Run:

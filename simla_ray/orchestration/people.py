@@ -12,8 +12,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from simla_ray.errors import UserError
-from simla_ray.orchestration.cli import guarded
+from simla_ray.errors import UserError, guarded
 
 if TYPE_CHECKING:
     from simla_ray.release.pretrained import Grounded, Pretrained
@@ -52,7 +51,7 @@ def ground_main(argv: Sequence[str]) -> int:
         print(f"picture    {out}")
         return 0
 
-    return guarded(main, "interrupted")
+    return guarded(main)
 
 
 def ask_main(argv: Sequence[str]) -> int:

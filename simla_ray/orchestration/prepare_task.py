@@ -10,7 +10,7 @@ import numpy as np
 
 from simla_ray.config.schema import Run
 from simla_ray.data.index import Index
-from simla_ray.data.questions import COLUMNS, frequent_answers, task_columns
+from simla_ray.data.questions import asked_column, frequent_answers, task_columns
 from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows
 from simla_ray.data.text import Vocabulary
@@ -29,9 +29,11 @@ def add_task(run: Run, indexes: Mapping[str, Index], vocabulary: Vocabulary, fol
     """
     for name, index in indexes.items():
         if next(_entries(run, index), None) is None:
-            column, labels = _column(run), run.objectives.labels
+            labels = run.objectives.labels
             of = f", with one of the labels {', '.join(labels.classes)}," if labels is not None else ""
-            raise UserError(f"data.{name}: no row has {column}{of} that can be used for task={run.task}")
+            raise UserError(
+                f"data.{name}: no row has {asked_column(task_columns(run))}{of} that can be used for task={run.task}"
+            )
     entries = list(_entries(run, indexes["train"]))
     if run.objectives.answers is not None:
         vocabulary.answers = tuple(frequent_answers(entries, run.objectives.answers.most))
@@ -41,14 +43,10 @@ def add_task(run: Run, indexes: Mapping[str, Index], vocabulary: Vocabulary, fol
     Blind.fit(texts, answers, run.seed).save(folder)
 
 
-def _column(run: Run) -> str:
-    (column,) = (name for name in task_columns(run) if name in COLUMNS.values())
-    return column
-
-
 def _entries(run: Run, index: Index) -> Iterator[dict[str, Any]]:
     """Questions, or statements with one of the run's labels, of a set's rows; no image is read."""
-    column, labels = _column(run), run.objectives.labels
+    column, labels = asked_column(task_columns(run)), run.objectives.labels
+    assert column is not None
     columns = [name for name in training_columns([column]) if name != "image"]
     for unit in index.units:
         for row in read_rows(unit, np.arange(len(unit)), columns, index.roots):

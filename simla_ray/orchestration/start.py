@@ -115,7 +115,7 @@ def _for_task(
     if theirs is None or theirs.labels != run.objectives.labels:
         unfit.append(LABEL_HEAD)
     parts = {name: tensor.shape for name, tensor in ours.items() if name.startswith(DECODER)}
-    if parts != {name: tensor.shape for name, tensor in given.items() if name.startswith(DECODER)}:
+    if parts and parts != {name: tensor.shape for name, tensor in given.items() if name.startswith(DECODER)}:
         unfit.append(DECODER)
     given = {name: tensor for name, tensor in given.items() if not name.startswith(tuple(unfit))}
     found = decoder_start(ours, given)

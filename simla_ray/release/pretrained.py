@@ -242,7 +242,7 @@ class Pretrained:
                 if _key(image) not in row:
                     row[_key(image)] = len(row)
                     views.append(self._view(image, number))
-            tokens, _ = self.scorer.encode_images(np.stack(views))
+            tokens = self.scorer.image_tokens(np.stack(views))
             index = torch.tensor([row[_key(image)] for image in own], device=self.device)
             parts.append(score(tokens, index, *self.scorer.tokenize(sentences[start : start + batch_size])))
         return torch.cat(parts) if parts else self._empty(*shape)

@@ -8,7 +8,7 @@ from simla_ray.models.decoder import decoder_start
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.question import answer_likelihoods, forward_question, question_cls
-from simla_ray.models.stack import Memory, causal
+from simla_ray.models.stack import Memory
 from tests.models.toy import NAMES, SHAPE, VOCAB, make_batch, make_model, make_run
 
 ANSWERS = torch.tensor([[2, 7, 3, 0], [2, 7, 8, 3], [2, 9, 3, 0], [2, 9, 8, 3], [2, 11, 3, 0]])  # [CLS] 2, [SEP] 3
@@ -34,11 +34,6 @@ def batch():
     made.answer_ids = ANSWERS[:4]
     made.label = torch.tensor([0, 1, 0, 1])
     return made
-
-
-def test_a_causal_mask_shows_no_later_place():
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    assert causal(mask).int().tolist() == [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 0]]]
 
 
 @pytest.mark.parametrize("fusion", ["every_layer", "upper_half"])

@@ -130,8 +130,8 @@ def test_batches_change_nothing(model, pictures):
 def test_a_picture_given_several_times_is_encoded_once(model, pictures, monkeypatch):
     expected = model.match([pictures[0], pictures[1], pictures[0]], TEXTS[:3])
     counted = []
-    encode = model.scorer.encode_images
-    monkeypatch.setattr(model.scorer, "encode_images", lambda views: counted.append(len(views)) or encode(views))
+    encode = model.scorer.image_tokens
+    monkeypatch.setattr(model.scorer, "image_tokens", lambda views: counted.append(len(views)) or encode(views))
     opened = Image.open(io.BytesIO(pictures[0]))
     torch.testing.assert_close(model.match([opened, pictures[1], opened], TEXTS[:3]), expected)
     assert counted == [2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 from collections.abc import Sequence
 
 from simla_ray.config.schema import Data
@@ -15,7 +14,7 @@ from simla_ray.data.adapt.refer import refcoco
 from simla_ray.data.adapt.statements import entailment, nlvr, nlvr2, snli_ve
 from simla_ray.data.adapt.vqa import vqav2
 from simla_ray.data.convert.progress import aligned, clock, in_bytes
-from simla_ray.errors import UserError
+from simla_ray.errors import UserError, guarded
 
 MAX_PIXELS = Data.model_fields["max_pixels"].default
 FORMATS: dict[str, Gather] = {
@@ -54,15 +53,7 @@ picture, clipped to it. The folder appears when it is complete; what was interru
 def main(argv: Sequence[str]) -> int:
     """``python -m simla_ray.data.adapt``; exit code 0, 2 for mistakes of the user."""
     arguments = _parser().parse_args(argv)
-    try:
-        return _adapt(arguments)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return guarded(lambda: _adapt(arguments))
 
 
 def _adapt(arguments: argparse.Namespace) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from simla_ray.config.schema import Data
 from simla_ray.data.convert.plan import Options
-from simla_ray.errors import UserError
+from simla_ray.errors import UserError, guarded
 
 MAX_PIXELS = Data.model_fields["max_pixels"].default
 #: What only a conversion understands, and what only a check does.
@@ -40,16 +39,9 @@ def main(argv: Sequence[str]) -> int:
     """``python -m simla_ray.data.convert``; exit code 0, 1 if a check found something, 2 for mistakes of the user."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        return _check(arguments) if arguments.check else _convert(arguments)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        goes_on = "" if arguments.check else "; the same command goes on"
-        print(f"interrupted{goes_on}", file=sys.stderr)
-        return 130
+    if arguments.check:
+        return guarded(lambda: _check(arguments))
+    return guarded(lambda: _convert(arguments), "interrupted; the same command goes on")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
