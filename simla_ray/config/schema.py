@@ -382,7 +382,9 @@ class Run(Section):
     size: Size = identity(Size.tiny, "how large, and the recipe that goes with it")
     variant: Variant = identity(Variant.default, "official: every quirk of the official code")
     name: str | None = operational(
-        None, "folder under storage; null: a fresh numbered one", pattern=r"^[A-Za-z0-9][\w.\-]*$"
+        None,
+        "folder under storage; null: a fresh numbered one",
+        pattern=r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*$",
     )
     storage: Path = operational(Path("runs"), "folder that holds runs; shared between nodes on a cluster")
     init_from: str | None = identity(

@@ -31,11 +31,14 @@ class Cluster:
         return f"cluster    {kind}: {has}" + (f"; dashboard http://{self.dashboard}" if self.dashboard else "")
 
 
-def join(run: Run) -> Cluster:
+def join(run: Run, runs: int = 1) -> Cluster:
     """Connect to ``ray.address``, else to RAY_ADDRESS, else start a local Ray.
 
     A local Ray listens on loopback and gets as many logical CPUs as workers, decoding tasks and the controller ask for:
     on a small machine they share the real ones.
+
+    Args:
+        runs: how many like this go at a time.
 
     Raises:
         UserError: no cluster at the address.
@@ -44,7 +47,7 @@ def join(run: Run) -> Cluster:
     if address is None:
         check_local_devices(run)
     try:
-        dashboard = connect(address, run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus + 1)
+        dashboard = connect(address, runs * (run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus) + 1)
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise

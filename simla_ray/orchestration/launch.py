@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
 from simla_ray.training.checkpoint import find_checkpoint
-from simla_ray.training.legs import fence, legs_of, stopped, tidy
+from simla_ray.training.legs import FENCE_S, fence, legs_of, stopped, tidy
 from simla_ray.training.log import log_event
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
@@ -49,8 +50,24 @@ WORKER_ENV = {
 RESIZE_S = 30.0
 
 
-def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Within:
+    """What the runs of a sweep or a comparison share.
+
+    Args:
+        cluster: that was joined and looked at.
+        shared: folder in which those over the same data keep vocabulary and codes for each other.
+    """
+
+    cluster: clusters.Cluster
+    shared: Path
+
+
+def pretrain(run: Run, say: Callable[[str], None] = print, within: Within | None = None) -> dict[str, Any]:
     """Train, evaluate and report; goes on with an interrupted run of the same name.
+
+    Args:
+        within: of a run that is one of several.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -58,7 +75,19 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     Raises:
         UserError: anything wrong with config, data or resources, before a worker starts; or a changed ``identity`` key.
     """
-    run, indexes = check(run)  # every mistake that can be seen now is said before Ray starts
+    summary = _train(run, say, within, None)
+    assert summary is not None
+    return summary
+
+
+def pretrain_until(run: Run, step: int, say: Callable[[str], None], within: Within) -> None:
+    """Train up to a step before the last one, where a checkpoint is left for others to go on from."""
+    _train(run, say, within, step)
+
+
+def _train(run: Run, say: Callable[[str], None], within: Within | None, until: int | None) -> dict[str, Any] | None:
+    """The summary; None where the run was only to go ``until`` a step."""
+    run, indexes = check(run, devices=within is None)  # every mistake that can be seen now is said before Ray starts
     if run.name is None:
         run = run.model_copy(update={"name": fresh_name(run)})
     folder = run_folder(run)
@@ -75,17 +104,21 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
     for line in lines_of(start):
         say(line)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder, 0 if within is None else FENCE_S):
         newest, damaged = _take_over(folder)
-        cluster = clusters.join(run)
-        say(cluster.line())
+        if within is None:
+            cluster = clusters.join(run)
+            say(cluster.line())
+        else:
+            cluster = within.cluster
         for name in damaged:
             say(f"damaged    checkpoint {name} is set aside; {'an older one' if newest else 'none other'} is there")
-        check_cluster(run, cluster, indexes, say)
+        if within is None:
+            check_cluster(run, cluster, indexes, say)
         pipeline.quiet()
         began = time.perf_counter()
         say("prepare    data, vocabulary and visual codes" if not (folder / "prepared").exists() else "prepare    data")
-        prepared = prepare(run, folder / "prepared", run.data.decode_cpus)
+        prepared = prepare(run, folder / "prepared", run.data.decode_cpus, within.shared if within else None)
         check_data(folder, run, prepared)
         if newest is None:
             build_losses(run, prepared, torch.device("cpu"))  # weights and codes that cannot be used are said here
@@ -93,7 +126,9 @@ def pretrain(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
         total = total_steps(run, pipeline.order_of(run, prepared.indexes["train"]), newest)
         say(banner(run, folder, prepared, total, time.perf_counter() - began))
         write_manifest(folder, run, prepared, cluster, start)
-        _fit(run, folder, prepared, total, cluster, changed, say)
+        _fit(run, folder, prepared, total, min(total, until or total), cluster, changed, say)
+        if until is not None and until < total:
+            return None
         summary = write_summary(folder, run, prepared, total)
         write_report(folder)
     return summary
@@ -131,6 +166,7 @@ def _fit(
     folder: Path,
     prepared: Prepared,
     total: int,
+    until: int,
     cluster: clusters.Cluster,
     changed: dict[str, list[Any]],
     say: Callable[[str], None],
@@ -149,6 +185,7 @@ def _fit(
             "folder": str(folder),
             "name": run.name,
             "total_steps": total,
+            "until": until,
             "legs": legs_of(folder),
             "changed": changed,
         },
@@ -173,7 +210,7 @@ def _fit(
         torch_config=TorchConfig(timeout_s=round(4 * run.ray.hang_timeout_s)),
     )
     try:
-        with Progress(folder, total, say):
+        with Progress(folder, until, say):
             trainer.fit()
     finally:
         why = stopped(folder)
@@ -182,20 +219,25 @@ def _fit(
 
 
 class _locked:  # noqa: N801  (a context manager, used like a function)
-    """One process at a time in a run's folder."""
+    """One process at a time in a run's folder; one that was told to end has ``wait_s`` seconds for it."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / ".lock"
+    def __init__(self, folder: Path, wait_s: float = 0.0):
+        self.path, self.wait_s = folder / ".lock", wait_s
 
     def __enter__(self) -> None:
         self.file = self.path.open("w")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.file.close()
-            raise UserError(
-                f"{self.path.parent}: another process is running this run; give it another --name"
-            ) from None
+        until = time.monotonic() + self.wait_s
+        while True:
+            try:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                if time.monotonic() >= until:
+                    self.file.close()
+                    raise UserError(
+                        f"{self.path.parent}: another process is running this run; give it another --name"
+                    ) from None
+                time.sleep(0.2)
 
     def __exit__(self, *_: object) -> None:
         self.file.close()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from simla_ray.config.load import to_dict
+from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
@@ -112,19 +119,61 @@ def generate_world(run: Run) -> None:
     world.generate(world_folder(run), counts, w.image_px, w.seed, questions=w.questions)
 
 
-def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
+def prepare(run: Run, folder: Path, cpus: int, shared: Path | None = None) -> Prepared:
     """Index the data, and build vocabulary and codes as Ray Data jobs unless ``folder`` holds them already.
 
     Needs a running Ray. The folder appears in one piece: a killed preparation leaves nothing behind.
+
+    Args:
+        shared: folder in which other runs over the same data may have left theirs, and will find this run's.
     """
     if uses_world(run):
         generate_world(run)
     indexes = build_indexes(run)
     check_rows(indexes)
-    if not folder.exists():
-        unfinished = folder.with_name(folder.name + ".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+    if shared is not None:
+        shared.mkdir(parents=True, exist_ok=True)
+        kept = shared / _key(run, indexes["train"])
+        with (shared / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _make(run, indexes, kept, cpus)
+        if not folder.exists():
+            with _in_one_piece(folder) as unfinished:
+                shutil.copytree(kept, unfinished, dirs_exist_ok=True)
+    _make(run, indexes, folder, cpus)
+    repeated = load_tensors(folder / REPEATED)["ordinals"].numpy()
+    if len(repeated) > run.data.max_drop_fraction * len(indexes["train"]):
+        raise UserError(
+            f"data.max_drop_fraction: {len(repeated)} of {len(indexes['train'])} rows of data.train have the uid of an "
+            f"earlier row, more than the allowed {run.data.max_drop_fraction}"
+        )
+    return Prepared(folder, indexes, Vocabulary.load(folder), repeated)
+
+
+def _key(run: Run, train: Index) -> str:
+    """Names what vocabulary and codes depend on; runs that differ elsewhere share them."""
+    tree = to_dict(run)
+    parts = {name: tree[name] for name in ("task", "init_from", "seed", "data", "text", "vision", "codes", "world")}
+    parts |= {name: tree["objectives"][name] for name in OF_TASKS}
+    parts |= {"mim": "mim" in run.objectives.active(), "rows": train.fingerprint()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _in_one_piece(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which gets its name in the end."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    unfinished.rename(folder)
+
+
+def _make(run: Run, indexes: dict[str, Index], folder: Path, cpus: int) -> None:
+    """Build vocabulary and codes unless the folder is there."""
+    if folder.exists():
+        return
+    with _in_one_piece(folder) as unfinished:
         start = prepared_of_start(run)
         captions = pipeline.CaptionPass(indexes["train"], run.text.max_words, cpus)
         given = Vocabulary.load(start).tokenizer if start is not None else None
@@ -139,14 +188,6 @@ def prepare(run: Run, folder: Path, cpus: int) -> Prepared:
             else:
                 centroids = torch.from_numpy(_fit_codes(run, indexes["train"], cpus))
             save_tensors({"centroids": centroids}, unfinished / CODES)
-        unfinished.rename(folder)
-    repeated = load_tensors(folder / REPEATED)["ordinals"].numpy()
-    if len(repeated) > run.data.max_drop_fraction * len(indexes["train"]):
-        raise UserError(
-            f"data.max_drop_fraction: {len(repeated)} of {len(indexes['train'])} rows of data.train have the uid of an "
-            f"earlier row, more than the allowed {run.data.max_drop_fraction}"
-        )
-    return Prepared(folder, indexes, Vocabulary.load(folder), repeated)
 
 
 def check_rows(indexes: dict[str, Index]) -> None:

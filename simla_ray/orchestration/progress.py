@@ -37,10 +37,10 @@ class Progress:
         newest: dict[str, Any] | None = None
         while True:
             ended = self.stop.wait(1.0)
-            happened, seen = _new_lines(events, seen)
+            happened, seen = new_lines(events, seen)
             for line in filter(None, map(event_line, happened)):
                 self.say(line)
-            lines, offset = _new_lines(metrics, offset)
+            lines, offset = new_lines(metrics, offset)
             newest = next((line for line in reversed(lines) if "pairs_per_s" in line), newest)
             if newest is not None and (ended or time.monotonic() - printed > SECONDS_BETWEEN_LINES):
                 self.say(progress_line(newest, self.total))
@@ -49,7 +49,7 @@ class Progress:
                 return
 
 
-def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+def new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     """Whole lines of a .jsonl file from ``offset`` on, and where they end.
 
     A file that was cut short is read from its start.

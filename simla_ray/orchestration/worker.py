@@ -54,8 +54,8 @@ def train_worker(prepared: Prepared, config: dict[str, Any]) -> None:
 
     Args:
         prepared: indexes, vocabulary and codes.
-        config: ``folder`` of the run, its ``name``, ``total_steps``, the number of ``legs`` before this command and the
-            keys ``changed`` since the last.
+        config: ``folder`` of the run, its ``name``, ``total_steps``, the step ``until`` which it goes, the number of
+            ``legs`` before this command and the keys ``changed`` since the last.
 
     A mistake of the user is noted in the run's folder: Ray would try it again.
     """
@@ -79,7 +79,7 @@ def train_worker(prepared: Prepared, config: dict[str, Any]) -> None:
 
 
 def _train(config: dict[str, Any], prepared: Prepared, folder: Path, comm: Comm) -> None:
-    total = config["total_steps"]
+    total, until = config["total_steps"], config["until"]
     run = load_run([folder / "config.yaml"], presets=False)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
@@ -116,7 +116,7 @@ def _train(config: dict[str, Any], prepared: Prepared, folder: Path, comm: Comm)
     def hung(beat: Beat) -> None:
         log_event(folder, "hung", reason=f"worker {beat.rank} hangs {beat.doing} after step {beat.step}")
 
-    if state.step < total:
+    if state.step < until:
         with Watchdog(folder / ".beats", comm.rank, comm.world, run.ray.hang_timeout_s, hung) as watchdog:
             loop = Loop(
                 run,
@@ -133,10 +133,11 @@ def _train(config: dict[str, Any], prepared: Prepared, folder: Path, comm: Comm)
                 notice,
                 watchdog,
             )
-            steps = total - state.step
+            steps = until - state.step
             with Prefetched(_stream(run, prepared, state.cursor, steps, comm, device), PREFETCHED) as stream:
-                loop(stream)
-    _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
+                loop(stream, until)
+    if state.step == total:
+        _evaluate_best(run, folder, prepared, losses, state, comm, device, log)
     if log is not None:
         log.event("end", step=state.step)
         log.close()

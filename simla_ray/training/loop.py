@@ -89,19 +89,21 @@ class Loop:
         self.look_at, self.step_s = state.step + 1, 0.0
         self.non_finite: list[int] = []  # steps in a row, up to the last log point
         self.best_before = (state.best_step, state.best_score)
+        self.end = step.total
 
-    def __call__(self, stream: Iterator[Packed]) -> State:
-        """Train to the last step.
+    def __call__(self, stream: Iterator[Packed], until: int | None = None) -> State:
+        """Train to the last step, or ``until`` one before it, which is stored as the last one would be.
 
         Raises:
             UserError: the data ran out, too many rows cannot be used, or the last checkpoint cannot be written.
             RollBack: see there.
             Leaving: see there.
         """
-        run, state, total = self.run, self.state, self.step.total
+        run, state = self.run, self.state
+        self.end = self.step.total if until is None else until
         self.step.losses.train()
         first = state.step
-        while state.step < total:
+        while state.step < self.end:
             self.progress("waiting for data", state.step)
             began = time.perf_counter()
             packed = [self._next(stream) for _ in range(self.comm.share(run.micro_batches))]
@@ -115,7 +117,7 @@ class Loop:
             state.step += 1
             state.samples += run.batch.global_
 
-            last = state.step == total
+            last = state.step == self.end
             evaluate, store = state.step % run.eval.every_steps == 0, state.step % run.checkpoint.every_steps == 0
             self.progress("at the log point", state.step)
             leaving = self._notice()
@@ -148,7 +150,7 @@ class Loop:
 
     def _notice(self) -> dict[str, Any] | None:
         """Collective, at steps that all ranks agree on: will a node of the group go soon?"""
-        if self.state.step < self.look_at or self.state.step == self.step.total:
+        if self.state.step < self.look_at or self.state.step == self.end:
             return None
         self.look_at = self.state.step + max(
             1, round(LOOK_S / self.step_s) if self.step_s else self.run.log.every_steps
@@ -284,7 +286,7 @@ class Loop:
     def _registered(self, every: list[Saved]) -> None:
         """Collective: what rank 0 has written is made known to Ray and to the log."""
         for saved in every:
-            last = saved.step == self.step.total
+            last = saved.step == self.end
             if saved.error is None:
                 self.register(saved)
             elif self.state.best_step == saved.step:

@@ -1,18 +1,18 @@
 import json
 
-from simla_ray.orchestration.progress import _new_lines
+from simla_ray.orchestration.progress import new_lines
 
 
 def test_progress_reads_whole_lines_once(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert _new_lines(path, 0) == ([], 0)
+    assert new_lines(path, 0) == ([], 0)
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
-    lines, offset = _new_lines(path, 0)
+    lines, offset = new_lines(path, 0)
     assert lines == [{"step": 1}, {"step": 2}]
     with path.open("a") as file:
         file.write('ep": 3}\n')
-    lines, offset = _new_lines(path, offset)
+    lines, offset = new_lines(path, offset)
     assert lines == [{"step": 3}]
-    assert _new_lines(path, offset) == ([], offset)
+    assert new_lines(path, offset) == ([], offset)
     path.write_text(json.dumps({"step": 1}) + "\n")  # a resumed run cuts the file
-    assert _new_lines(path, offset)[0] == [{"step": 1}]
+    assert new_lines(path, offset)[0] == [{"step": 1}]

@@ -54,8 +54,11 @@ OPENED = 16
 TRIED_ON_CPU = 2**30
 
 
-def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
+def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | None]:
     """Look for everything that would stop the run, without starting Ray.
+
+    Args:
+        devices: False where this process need not see what the workers will.
 
     Returns:
         The run with absolute paths, and the indexes of its data; None where the built-in world is still to be
@@ -64,7 +67,7 @@ def check(run: Run) -> tuple[Run, dict[str, Index] | None]:
     Raises:
         UserError: the first thing that is wrong.
     """
-    if joins(run) is None:
+    if devices and joins(run) is None:
         check_local_devices(run)
     _check_storage(run.storage)
     psl = run.objectives.psl
