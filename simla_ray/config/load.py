@@ -48,27 +48,37 @@ def load_run(
     problems: list[str] = []
     tree = _given(files, overrides, problems)
     if presets:
-        tree = _over_presets(tree, problems)
-    return _validated(tree, problems)
+        tree = over_presets(tree, problems)
+    return validated(tree, problems)
+
+
+def layers(
+    files: Sequence[Path | str], overrides: Mapping[str, Any] | Sequence[str], problems: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Files and overrides, a tree each; later ones win."""
+    for file in files:
+        yield read_yaml(Path(file))
+    for path, value in _pairs(overrides, problems):
+        yield nest(path, value)
 
 
 def _given(
     files: Sequence[Path | str], overrides: Mapping[str, Any] | Sequence[str], problems: list[str]
 ) -> dict[str, Any]:
-    """Files and overrides, later ones win."""
     tree: dict[str, Any] = {}
-    for file in files:
-        _merge(tree, read_yaml(Path(file)))
-    for path, value in _pairs(overrides, problems):
-        _merge(tree, _nest(path, value))
+    for layer in layers(files, overrides, problems):
+        merge(tree, layer)
     return tree
 
 
-def _validated(tree: Mapping[str, Any], problems: list[str]) -> Run:
+def validated(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Run:
+    """Raises:
+    UserError: what is wrong in the tree, behind the problems found before.
+    """
     try:
         run = Run.model_validate(tree)
     except ValidationError as error:
-        problems += _explain(error)
+        raise UserError("\n".join([*problems, *explain(error)])) from None
     if problems:
         raise UserError("\n".join(problems))
     return run
@@ -91,7 +101,7 @@ def load_finetuning(
     task, allowed = given.get("task"), [str(task) for task in Task]
     if task not in allowed:
         found = "missing" if task is None else f"{task} is not"
-        raise UserError(f"task: {found} one of {', '.join(allowed)}{_did_you_mean(str(task), allowed)}")
+        raise UserError(f"task: {found} one of {', '.join(allowed)}{did_you_mean(str(task), allowed)}")
     tree = {name: value for name, value in to_dict(start).items() if name in INHERITED}
     if isinstance(given.get("data"), dict) and "train" in given["data"]:
         tree["data"] = {name: value for name, value in tree["data"].items() if name not in WHERE}
@@ -101,18 +111,18 @@ def load_finetuning(
     for name, keys in STARTS.items():
         tree[name] |= dict.fromkeys(keys)
     tree["vision"]["pretrained"] = False
-    for preset in (_preset("finetune", str(start.size)), _preset("task", task)):
-        _merge(tree, preset)
+    for layer in (preset("finetune", str(start.size)), preset("task", task)):
+        merge(tree, layer)
     workers, least = tree["ray"]["workers"], tree["ray"]["min_workers"]
     tree["ray"] |= {"workers": 1, "min_workers": None}
-    _merge(tree, given)
-    most = _validated(tree, problems).micro_batches
-    _merge(tree, {"ray": {"workers": min(workers, most), "min_workers": least and min(least, most)}})
-    _merge(tree, given)
-    return _validated(tree, problems)
+    merge(tree, given)
+    most = validated(tree, problems).micro_batches
+    merge(tree, {"ray": {"workers": min(workers, most), "min_workers": least and min(least, most)}})
+    merge(tree, given)
+    return validated(tree, problems)
 
 
-def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """The presets that the axes name, under the tree.
 
     A wrong axis is noted and left out, so that other mistakes show too.
@@ -124,15 +134,15 @@ def _over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
         value = str(tree.get(axis, field.default))
         allowed = [str(v) for v in field.annotation]  # type: ignore[union-attr]
         if value not in allowed:
-            problems.append(f"{axis}: {value} is not one of {', '.join(allowed)}{_did_you_mean(value, allowed)}")
+            problems.append(f"{axis}: {value} is not one of {', '.join(allowed)}{did_you_mean(value, allowed)}")
             tree = {name: v for name, v in tree.items() if name != axis}
             value = str(field.default)
         chosen[axis] = value
-    _merge(top, _preset("size", chosen["size"]))
-    _merge(top, _preset("method", chosen["method"]))
+    merge(top, preset("size", chosen["size"]))
+    merge(top, preset("method", chosen["method"]))
     if chosen["variant"] == Variant.official:
-        _merge(top, _preset("official", chosen["method"]))
-    _merge(top, tree)
+        merge(top, preset("official", chosen["method"]))
+    merge(top, tree)
     return top
 
 
@@ -200,7 +210,8 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def _preset(axis: str, value: str) -> dict[str, Any]:
+def preset(axis: str, value: str) -> dict[str, Any]:
+    """``presets/<axis>/<value>.yaml``."""
     text = resources.files("simla_ray.config").joinpath(f"presets/{axis}/{value}.yaml").read_text()
     return yaml.safe_load(text) or {}
 
@@ -220,51 +231,59 @@ def _pairs(overrides: Mapping[str, Any] | Sequence[str], problems: list[str]) ->
             problems.append(f"{path}: the value {value!r} is not YAML")
 
 
-def _nest(path: str, value: Any) -> dict[str, Any]:
+def nest(path: str, value: Any) -> dict[str, Any]:
+    """a.b, value -> {a: {b: value}}."""
     for name in reversed(path.split(".")):
         value = {name: value}
     return value
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay one tree over another, key by key; lists and null replace what was there."""
     for name, value in over.items():
         if isinstance(value, Mapping):
             child = base.get(name)
             child = dict(child) if isinstance(child, dict) else {}
-            _merge(child, value)
+            merge(child, value)
             base[name] = child
         else:
             base[name] = value
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def explain(error: ValidationError, model: type[BaseModel] = Run, prefix: str = "") -> Iterator[str]:
+    """One line per mistake: the key under ``prefix``, what was found, what is allowed."""
     for problem in error.errors():
-        path = ".".join(str(p) for p in problem["loc"])
+        path = prefix + ".".join(str(p) for p in problem["loc"])
         kind = problem["type"]
         if kind == "value_error":  # our own rules name their keys themselves, from their section on
-            yield from (f"{path}.{line}" if path else line for line in str(problem["ctx"]["error"]).splitlines())
+            start = path if not path or path.endswith(".") else f"{path}."
+            yield from (f"{start}{line}" for line in str(problem["ctx"]["error"]).splitlines())
         elif kind == "extra_forbidden":
-            yield f"{path}: unknown key{_suggest_key(problem['loc'])}"
+            yield f"{path}: unknown key{suggest_key(problem['loc'], model, prefix)}"
         elif kind == "missing":
             yield f"{path}: missing"
         else:
             yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
 
 
-def _suggest_key(loc: Sequence[str | int]) -> str:
-    every = [path for path, _ in leaf_kinds(Run)]
-    parent = ".".join(str(p) for p in loc[:-1] if not isinstance(p, int))  # places in a list are no keys
+def suggest_key(loc: Sequence[str | int], model: type[BaseModel] = Run, prefix: str = "") -> str:
+    """What may have been meant by the unknown key at ``loc``: a neighbour, the same name elsewhere, or all neighbours."""
+    every = [path for path, _ in leaf_kinds(model)]
+    parent = ""
+    for name in loc[:-1]:  # places in a list and names of entries are no keys
+        below = f"{parent}.{name}" if parent else str(name)
+        parent = below if below in every else parent
     siblings = [p for p in every if p.rpartition(".")[0] == parent]
     name = str(loc[-1])
     near = difflib.get_close_matches(name, [p.rpartition(".")[2] for p in siblings], n=1)
     if near:
-        return f"; did you mean {parent + '.' if parent else ''}{near[0]}?"
+        return f"; did you mean {prefix}{'.'.join([*(str(p) for p in loc[:-1]), near[0]])}?"
     elsewhere = [p for p in every if p.rpartition(".")[2] == name]
     if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
+        return f"; did you mean {prefix}{elsewhere[0]}?"
     return f"; known here: {', '.join(p.rpartition('.')[2] for p in siblings)}" if siblings else ""
 
 
-def _did_you_mean(word: str, allowed: Sequence[str]) -> str:
+def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, allowed, n=1)
     return f"; did you mean {near[0]}?" if near else ""
