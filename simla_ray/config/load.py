@@ -173,7 +173,7 @@ def to_dict(run: Run) -> dict[str, Any]:
 def difference(old: Run, new: Run, kind: str) -> list[tuple[str, Any, Any]]:
     """Keys of that kind (``identity`` or ``operational``) whose values differ: (path, old, new)."""
     kinds = dict(leaf_kinds(Run))
-    a, b = dict(_leaves(to_dict(old))), dict(_leaves(to_dict(new)))
+    a, b = dict(leaves(to_dict(old))), dict(leaves(to_dict(new)))
     changed = [path for path in dict.fromkeys([*a, *b]) if a.get(path) != b.get(path)]
     return [(path, a.get(path), b.get(path)) for path in changed if _kind_of(path, kinds) == kind]
 
@@ -202,10 +202,11 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of all that is no filled mapping."""
     for name, value in tree.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -267,7 +268,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Run, prefix: str = 
 
 
 def suggest_key(loc: Sequence[str | int], model: type[BaseModel] = Run, prefix: str = "") -> str:
-    """What may have been meant by the unknown key at ``loc``: a neighbour, the same name elsewhere, or all neighbours."""
+    """What may have been meant by the unknown key at ``loc``: a neighbour, its name elsewhere, or all neighbours."""
     every = [path for path, _ in leaf_kinds(model)]
     parent = ""
     for name in loc[:-1]:  # places in a list and names of entries are no keys
