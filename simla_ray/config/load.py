@@ -178,6 +178,12 @@ def difference(old: Run, new: Run, kind: str) -> list[tuple[str, Any, Any]]:
     return [(path, a.get(path), b.get(path)) for path in changed if _kind_of(path, kinds) == kind]
 
 
+def leaves_of(run: Run, kind: str) -> dict[str, Any]:
+    """Dotted path -> value of every key of that kind (``identity`` or ``operational``)."""
+    kinds = dict(leaf_kinds(Run))
+    return {path: value for path, value in _leaves(to_dict(run)) if _kind_of(path, kinds) == kind}
+
+
 def leaf_kinds(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
     """(dotted path, kind) of every key."""
     for name, field in model.model_fields.items():

@@ -25,7 +25,26 @@ INK, FAINT = "#24292f", "#6b737c"
 MAX_POINTS = 500
 HEAT_PX = 256
 
+STYLE = {
+    "font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT,
+    "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.color": "#d9dde2", "grid.linewidth": 0.6,
+    "axes.axisbelow": True, "axes.linewidth": 0.8, "svg.fonttype": "none", "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}  # fmt: skip
+
 Points = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Band:
+    """What runs that differ only in the seed have shown: their mean, least and most at some steps."""
+
+    name: str
+    steps: Sequence[float]
+    mean: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -37,10 +56,14 @@ class Frame:
     restarts: Sequence[int] = ()
 
 
-def loss_curve(frame: Frame, name: str, train: Points, val: Points) -> str:
-    """Training loss of each step (faint) and smoothed, with the validation loss against the true targets."""
+def loss_curve(frame: Frame, name: str, train: Points, val: Points, band: Band | None = None) -> str:
+    """Training loss of each step (faint) and smoothed, with the validation loss against the true targets.
+
+    The band, that of smoothed training losses, lies beneath.
+    """
     with _panel(frame) as (figure, ax):
-        steps, values = _arrays(train)
+        beneath = _draw_band(ax, band)
+        steps, values = arrays(train)
         smooth = smoothed(values)
         color = COLORS.get(name, INK)
         if len(steps):
@@ -48,42 +71,44 @@ def loss_curve(frame: Frame, name: str, train: Points, val: Points) -> str:
             ax.plot(steps[::every], values[::every], color=color, alpha=0.28, lw=0.7)
             ax.plot(steps[::every], smooth[::every], color=color, lw=1.8, label="training, smoothed")
         if val:
-            ax.plot(*_arrays(val), color=INK, lw=1.1, ls=(0, (4, 2)), marker="o", ms=3.5, label="validation")
-        _fit_height(ax, values, smooth, _arrays(val)[1])
+            ax.plot(*arrays(val), color=INK, lw=1.1, ls=(0, (4, 2)), marker="o", ms=3.5, label="validation")
+        _fit_height(ax, values, smooth, arrays(val)[1], *beneath)
         _legend(ax)
-    return _svg(figure, f"loss-{name}")
+    return svg(figure, f"loss-{name}")
 
 
-def retrieval_curve(frame: Frame, val: Points, chance: float | None) -> str:
+def retrieval_curve(frame: Frame, val: Points, chance: float | None, band: Band | None = None) -> str:
     """Validation R@10 over the steps."""
     with _panel(frame) as (figure, ax):
-        ax.plot(*_arrays(val), color=COLORS["itc"], lw=1.8, marker="o", ms=4, label="R@10")
+        beneath = _draw_band(ax, band)
+        ax.plot(*arrays(val), color=COLORS["itc"], lw=1.8, marker="o", ms=4, label="R@10")
         if chance is not None:
             ax.axhline(chance, color=FAINT, lw=1, ls=(0, (1, 2)), label="chance")
-        ax.set_ylim(0, min(1.0, max(v for _, v in val) * 1.2 + 0.02))
+        most = max([v for _, v in val] + [float(line.max()) for line in beneath])
+        ax.set_ylim(0, min(1.0, most * 1.2 + 0.02))
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _legend(ax, "lower right")
-    return _svg(figure, "retrieval")
+    return svg(figure, "retrieval")
 
 
 def accuracy_curves(frame: Frame, curves: dict[str, Points]) -> str:
     """Validation accuracy of every objective that has one."""
     with _panel(frame) as (figure, ax):
         for name, val in curves.items():
-            ax.plot(*_arrays(val), color=COLORS.get(name, INK), lw=1.5, marker=MARKERS.get(name, "o"), ms=4, label=name)
+            ax.plot(*arrays(val), color=COLORS.get(name, INK), lw=1.5, marker=MARKERS.get(name, "o"), ms=4, label=name)
         ax.set_ylim(0, 1)
         ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _legend(ax, "upper left", columns=2)
-    return _svg(figure, "accuracy")
+    return svg(figure, "accuracy")
 
 
 def rate_curve(frame: Frame, rate: Points) -> str:
     """Learning rate over the steps."""
     with _panel(frame) as (figure, ax):
-        ax.plot(*_arrays(_thinned(rate)), color=COLORS["mlm"], lw=1.8)
+        ax.plot(*arrays(_thinned(rate)), color=COLORS["mlm"], lw=1.8)
         ax.set_ylim(0)
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
-    return _svg(figure, "lr")
+    return svg(figure, "lr")
 
 
 def speed_curve(frame: Frame, rate: Points, wait: Points) -> str:
@@ -91,15 +116,15 @@ def speed_curve(frame: Frame, rate: Points, wait: Points) -> str:
     rate, wait = _thinned(rate), _thinned(wait)
     with _panel(frame, rows=2) as (figure, axes):
         top, bottom = axes
-        top.plot(*_arrays(rate), color=COLORS["itc"], lw=1.4)
+        top.plot(*arrays(rate), color=COLORS["itc"], lw=1.4)
         top.set_ylim(0, max((v for _, v in rate), default=1) * 1.15)
         top.set_ylabel("pairs/s")
-        bottom.fill_between(*_arrays(wait), color=COLORS["itm"], alpha=0.35, lw=0)
-        bottom.plot(*_arrays(wait), color=COLORS["itm"], lw=1.2)
+        bottom.fill_between(*arrays(wait), color=COLORS["itm"], alpha=0.35, lw=0)
+        bottom.plot(*arrays(wait), color=COLORS["itm"], lw=1.2)
         bottom.set_ylim(0, max(0.1, max((v for _, v in wait), default=0) * 1.15))
         bottom.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         bottom.set_ylabel("data wait")
-    return _svg(figure, "speed")
+    return svg(figure, "speed")
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -139,15 +164,16 @@ def heat_over(image: Image.Image, heat: Sequence[Sequence[float]] | np.ndarray) 
 
 
 @contextmanager
+def canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure of so many inches in the report's style, with its axes (rows, columns)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+
+
+@contextmanager
 def _panel(frame: Frame, rows: int = 1) -> Iterator[tuple[Figure, Axes]]:
-    style = {
-        "font.size": 9, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT,
-        "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "grid.color": "#d9dde2", "grid.linewidth": 0.6,
-        "axes.axisbelow": True, "axes.linewidth": 0.8, "svg.fonttype": "none", "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.75))
         axes = figure.subplots(rows, 1, sharex=True)
         yield figure, axes
@@ -158,6 +184,16 @@ def _panel(frame: Frame, rows: int = 1) -> Iterator[tuple[Figure, Axes]]:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             _mark(ax, frame, labelled=ax is every[0])
         every[-1].set_xlabel("step", color=FAINT)
+
+
+def _draw_band(ax: Axes, band: Band | None) -> Sequence[np.ndarray]:
+    """Draw the band beneath what comes; its lower and upper end, nothing without one."""
+    if band is None:
+        return ()
+    steps, low, high = (np.asarray(values, dtype=float) for values in (band.steps, band.low, band.high))
+    ax.fill_between(steps, low, high, color=FAINT, alpha=0.28, lw=0, label=band.name)
+    ax.plot(steps, band.mean, color=FAINT, lw=0.9)
+    return low, high
 
 
 def _mark(ax: Axes, frame: Frame, labelled: bool) -> None:
@@ -193,11 +229,11 @@ def _thinned(points: Points) -> Points:
     return points[:: max(1, len(points) // MAX_POINTS)]
 
 
-def _arrays(points: Points) -> tuple[np.ndarray, np.ndarray]:
+def arrays(points: Points) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s for s, _ in points], dtype=float), np.array([v for _, v in points], dtype=float)
 
 
-def _svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str) -> str:
     """The figure as a data URI, without the date, and with the reader's own sans-serif for its text."""
     out = io.StringIO()
     silent = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -63,6 +63,14 @@ class RunFolder:
         """(step, value) of a number that only log points have, such as ``pairs_per_s``."""
         return [(line["step"], line[key]) for line in self.train if line.get(key) is not None]
 
+    def loss(self, objective: str) -> list[tuple[int, float]]:
+        """(step, training loss) of an objective, at the steps at which it was on."""
+        return [(line["step"], v) for line in self.train if (v := line.get("losses", {}).get(objective)) is not None]
+
+    def validation(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) of a validation metric."""
+        return [(line["step"], v) for line in self.val if (v := line.get("metrics", {}).get(metric)) is not None]
+
 
 def read_folder(folder: Path) -> RunFolder:
     """Read a finished or interrupted run.

@@ -9,6 +9,7 @@ from simla_ray.markup import Markup, join, table, tag
 from simla_ray.report import figures
 from simla_ray.report.figures import Frame, Points
 from simla_ray.report.folder import RunFolder
+from simla_ray.report.reference import band_of, beside_reference, find_reference
 from simla_ray.report.results import (
     DIRECTIONS,
     RECALLS,
@@ -174,18 +175,21 @@ def curve_section(run: RunFolder) -> tuple[str, str, Markup] | None:
     if not run.train:
         return None
     frame = Frame(run.total_steps, run.phase_steps, run.restart_steps)
+    reference = find_reference(run)
     cards = []
     for name in run.run.objectives.active():
-        train = _loss(run, name)
+        train = run.loss(name)
         if train:
-            uri = figures.loss_curve(frame, name, train, _validation(run, f"{name}_hard"))
+            band = None if reference is None else band_of(reference, name)
+            uri = figures.loss_curve(frame, name, train, run.validation(f"{name}_hard"), band)
             title = f"{OBJECTIVES.get(name, name)}, {name}"
             cards.append(_card(uri, title, f"{title}: training loss from {train[0][1]:.3g} to {train[-1][1]:.3g}"))
-    recall = _validation(run, "retrieval_r10")
+    recall = run.validation("retrieval_r10")
     if recall:
-        uri = figures.retrieval_curve(frame, recall, _recall_chance(run))
+        band = None if reference is None else band_of(reference, "retrieval_r10")
+        uri = figures.retrieval_curve(frame, recall, _recall_chance(run), band)
         cards.append(_card(uri, "Validation retrieval, R@10", f"Validation R@10, last {percent(recall[-1][1])}"))
-    curves = {n: points for n in run.run.objectives.active() if (points := _validation(run, f"{n}_accuracy"))}
+    curves = {n: points for n in run.run.objectives.active() if (points := run.validation(f"{n}_accuracy"))}
     if curves:
         last = ", ".join(f"{name} {percent(points[-1][1])}" for name, points in curves.items())
         cards.append(_card(figures.accuracy_curves(frame, curves), "Validation accuracy", f"Last values: {last}"))
@@ -197,7 +201,9 @@ def curve_section(run: RunFolder) -> tuple[str, str, Markup] | None:
     if speed:
         alt = f"Pairs per second, last {speed[-1][1]:.0f}, and share of the time spent waiting for data"
         cards.append(_card(figures.speed_curve(frame, speed, wait), "Speed and data wait", alt))
-    return "curves", "Curves", join([tag("p", _legend(run), class_="lead"), tag("div", *cards, class_="figures")])
+    beside = None if reference is None else tag("p", beside_reference(run, reference), class_="lead")
+    lead = tag("p", _legend(run), class_="lead")
+    return "curves", "Curves", join([lead, beside, tag("div", *cards, class_="figures")])
 
 
 def _legend(run: RunFolder) -> str:
@@ -217,14 +223,6 @@ def _legend(run: RunFolder) -> str:
 
 def _card(uri: str, title: str, alt: str) -> Markup:
     return tag("figure", tag("figcaption", title), tag("img", src=uri, alt=alt))
-
-
-def _loss(run: RunFolder, name: str) -> Points:
-    return [(line["step"], v) for line in run.train if (v := line.get("losses", {}).get(name)) is not None]
-
-
-def _validation(run: RunFolder, name: str) -> Points:
-    return [(line["step"], v) for line in run.val if (v := line.get("metrics", {}).get(name)) is not None]
 
 
 def _recall_chance(run: RunFolder) -> float | None:
