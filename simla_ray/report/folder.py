@@ -82,8 +82,8 @@ def read_folder(folder: Path) -> RunFolder:
     if not config.is_file():
         raise UserError(f"{folder}: no config.yaml in it; give the folder of a run")
     lines = read_lines(folder / "metrics.jsonl")
-    evaluation = _tree(folder / "evaluation.json") or {}
-    summary = _tree(folder / "summary.json")
+    evaluation = read_tree(folder / "evaluation.json") or {}
+    summary = read_tree(folder / "summary.json")
     results = {
         task: with_intervals(result.get("metrics", {}), result.get("intervals", {}))
         for task, result in evaluation.items()
@@ -92,7 +92,7 @@ def read_folder(folder: Path) -> RunFolder:
         name=str((summary or {}).get("name") or folder.resolve().name),
         run=load_run([config], presets=False),
         config_text=config.read_text(),
-        manifest=_tree(folder / "manifest.json") or {},
+        manifest=read_tree(folder / "manifest.json") or {},
         summary=summary,
         train=[line for line in lines if line.get("kind") == "train"],
         val=[line for line in lines if line.get("kind") == "val"],
@@ -103,7 +103,17 @@ def read_folder(folder: Path) -> RunFolder:
     )
 
 
-def _tree(path: Path) -> dict[str, Any] | None:
+def write_page(folder: Path, text: str) -> Path:
+    """Put ``report.html`` in place in one step."""
+    temporary = folder / "report.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    report = folder / "report.html"
+    temporary.replace(report)
+    return report
+
+
+def read_tree(path: Path) -> dict[str, Any] | None:
+    """Keys and values of a JSON file; None where there is none."""
     if not path.exists():
         return None
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from simla_ray.markup import Markup, join, table, tag
 from simla_ray.report import figures
-from simla_ray.report.figures import Frame, Points
+from simla_ray.report.figures import Frame
 from simla_ray.report.folder import RunFolder
 from simla_ray.report.reference import band_of, beside_reference, find_reference
 from simla_ray.report.results import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from simla_ray.markup import tag
 from simla_ray.markup.document import Section, document
 from simla_ray.report.examples import example_sections
-from simla_ray.report.folder import RunFolder, read_folder
+from simla_ray.report.folder import RunFolder, read_folder, write_page
 from simla_ray.report.overview import curve_section, notes, result_section, sentence, tiles
 from simla_ray.report.provenance import config_section, data_section, manifest_section
 
@@ -21,12 +21,7 @@ def write_report(folder: Path) -> Path:
         UserError: the folder is not that of a run.
     """
     folder = Path(folder)
-    text = render(read_folder(folder))
-    temporary = folder / "report.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    report = folder / "report.html"
-    temporary.replace(report)
-    return report
+    return write_page(folder, render(read_folder(folder)))
 
 
 def render(run: RunFolder) -> str:

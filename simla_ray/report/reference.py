@@ -1,4 +1,4 @@
-"""Reference curves: what the losses of a config have looked like, so that a run's reader sees whether its own are usual.
+"""Reference curves: what the losses of a config have looked like, so that a reader sees whether a run's own are usual.
 
 One JSON file for each config that was measured lies in ``reference/``: the curves of runs that differ only in the seed.
 """

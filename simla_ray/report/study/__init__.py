@@ -1,0 +1,1 @@
+"""What reports of several runs share: sweeps and comparisons."""
