@@ -76,6 +76,11 @@ def problems_of(run: Run) -> Iterator[str]:
         yield f"data.val: {run.data.val} and data.train: {run.data.train} must both be the built-in world, or neither"
     if worlds["train"] and run.world.n_train < total:
         yield f"world.n_train: {run.world.n_train} scenes are less than one step takes (batch.global={total})"
+    elif worlds["train"] and round(run.data.fraction * run.world.n_train) < total:
+        yield (
+            f"data.fraction: {run.data.fraction} of world.n_train={run.world.n_train} scenes is less than one step "
+            f"takes (batch.global={total})"
+        )
     if worlds["val"] and run.world.n_val < micro:
         yield f"world.n_val: {run.world.n_val} scenes are less than one micro-batch (batch.micro={micro})"
     if micro == 1 and ("itm" in on or ("itc" in on and run.queue == 0)):

@@ -101,6 +101,10 @@ class Data(Section):
     weights: list[Annotated[float, Field(gt=0)]] | None = identity(
         None, "how often an epoch passes the rows of each URI of data.train: 2 twice, 0.5 half of them; null: once"
     )
+    fraction: float = identity(
+        1.0, "train on this share of the rows of each URI, the same for every seed; larger shares hold smaller ones",
+        gt=0, le=1,
+    )  # fmt: skip
     val: list[str] = identity(["world:val"], "URIs of the validation set: it picks the best checkpoint", min_length=1)
     test: list[str] | None = identity(
         None, "URIs of the final evaluation; null: world:test with world:val, else data.val"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from simla_ray.data.draws import stable_hash
 from simla_ray.data.sources import Unit, list_files, names_of, units_of
 from simla_ray.data.sources.files import pure, size
 from simla_ray.errors import UserError
@@ -21,6 +22,7 @@ class Index:
     units: tuple[Unit, ...]
     roots: tuple[str, ...] = ()
     per_uri: tuple[int, ...] = ()  # units of each URI
+    left_out: int = 0  # rows that ``share_of`` left out
 
     def __len__(self) -> int:
         return sum(len(u) for u in self.units)
@@ -66,6 +68,39 @@ def build_index(
         kept = f" with split {split}" if split is not None else ""
         raise UserError(f"{key}: {', '.join(uris)} holds no row{kept}")
     return Index(tuple(units), tuple(str(r.absolute()) for r in roots), tuple(len(of_uri) for of_uri in found))
+
+
+def share_of(index: Index, fraction: float) -> Index:
+    """The index with round(``fraction`` * rows) of the rows of each URI.
+
+    Every row has a number drawn from the name of its file and its place there, and the smallest are kept: the same rows
+    in every run, and those of a smaller share are among those of a larger one. Units without a row fall out.
+    """
+    units: list[Unit] = []
+    per_uri, end = [], 0
+    for n in index.per_uri:
+        own = _share(index.units[end : end + n], fraction)
+        units += own
+        per_uri.append(len(own))
+        end += n
+    found = replace(index, units=tuple(units), per_uri=tuple(per_uri))
+    return replace(found, left_out=len(index) - len(found))
+
+
+def _share(units: Sequence[Unit], fraction: float) -> list[Unit]:
+    rows = [np.arange(unit.n) if unit.rows is None else np.array(unit.rows) for unit in units]
+    drawn = np.concatenate([_drawn(unit)[places] for unit, places in zip(units, rows, strict=True)])
+    kept = np.zeros(len(drawn), bool)
+    kept[np.argsort(drawn, kind="stable")[: round(fraction * len(drawn))]] = True
+    parts = np.split(kept, np.cumsum([len(places) for places in rows])[:-1])
+    chosen = [tuple(places[part].tolist()) for places, part in zip(rows, parts, strict=True)]
+    return [replace(unit, rows=places) for unit, places in zip(units, chosen, strict=True) if places]
+
+
+def _drawn(unit: Unit) -> np.ndarray:
+    """(n,) numbers of the rows of a unit, whether its split keeps them or not."""
+    name = unit.name or pure(unit.path).name
+    return np.random.default_rng(stable_hash(f"{name}#{unit.number}")).random(unit.n)
 
 
 def repeats(values: np.ndarray) -> np.ndarray:

@@ -156,7 +156,7 @@ def banner(run: Run, folder: Path, prepared: Prepared, total: int, prepare_s: fl
         (
             f"run        {run.label}, seed {run.seed} -> {folder}",
             f"data       {sizes} rows; {len(prepared.vocabulary)} word pieces (ready after {prepare_s:.0f} s)",
-            *plan(run, pipeline.order_of(run, prepared.indexes["train"]), total),
+            *plan(run, pipeline.order_of(run, prepared.indexes["train"]), total, prepared.indexes["train"].left_out),
         )
     )
 

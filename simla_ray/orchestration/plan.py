@@ -30,8 +30,12 @@ def total_steps(run: Run, order: Order, checkpoint: Path | None) -> int:
     return state.step + order.steps(state.cursor.dealt_to(order), run.optim.epochs, run.batch.micro)
 
 
-def plan(run: Run, order: Order, total: int) -> list[str]:
-    """The arithmetic of batches, steps, weights and validation."""
+def plan(run: Run, order: Order, total: int, left_out: int = 0) -> list[str]:
+    """The arithmetic of batches, steps, weights and validation.
+
+    Args:
+        left_out: rows that ``data.fraction`` leaves out.
+    """
     rows = order.rows
     shares = [
         f"{order.planned(s)} of {uri} ({s.weight:g}x)" for s, uri in zip(order.shares, run.data.train, strict=False)
@@ -47,7 +51,9 @@ def plan(run: Run, order: Order, total: int) -> list[str]:
     pairs = total * run.batch.global_
     whole_step = run.objectives.itc is not None and run.objectives.itc.scope is ContrastScope.step
     negatives = (run.batch.global_ if whole_step else run.batch.micro) - 1 + run.queue
+    kept = sum(order.unit_rows)
     return [
+        *([f"rows       {kept} of {kept + left_out}, data.fraction={run.data.fraction:g}"] if left_out else []),
         *([f"mixture    {', '.join(shares)} samples an epoch"] if shares else []),
         f"batch      {run.batch.global_} pairs = {run.micro_batches} micro-batches of {run.batch.micro}, {each} on "
         f"each of {run.ray.workers} workers; {negatives} negatives per query",

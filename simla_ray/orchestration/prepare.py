@@ -20,7 +20,7 @@ from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
-from simla_ray.data.index import Index, build_index
+from simla_ray.data.index import Index, build_index, share_of
 from simla_ray.data.questions import task_columns
 from simla_ray.data.sources import images_are_files, read_rows
 from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
@@ -54,6 +54,7 @@ class Prepared:
                 "uris": uris_of(run, name)[0],
                 "split": uris_of(run, name)[1],
                 "rows": len(index),
+                **({"left_out": index.left_out, "fraction": run.data.fraction} if index.left_out else {}),
                 "fingerprint": index.fingerprint(),
             }
             for name, index in self.indexes.items()
@@ -69,8 +70,10 @@ def build_indexes(run: Run) -> dict[str, Index]:
     indexes = {name: index_of(run, name) for name in SETS}
     order = pipeline.order_of(run, indexes["train"])
     if order.rows < run.batch.global_:
+        left_out = indexes["train"].left_out
+        why = f", {left_out} left out by data.fraction={run.data.fraction}" if left_out else ""
         raise UserError(
-            f"data.train: {order.rows} rows are less than one step takes (batch.global={run.batch.global_})"
+            f"data.train: {order.rows} rows are less than one step takes (batch.global={run.batch.global_}){why}"
         )
     for share, uri in zip(order.shares, run.data.train, strict=False):
         if order.planned(share) == 0:
@@ -83,10 +86,21 @@ def build_indexes(run: Run) -> dict[str, Index]:
 
 
 def index_of(run: Run, name: str) -> Index:
-    """Index train, val or test."""
+    """Index train, of which ``data.fraction`` is kept, val or test.
+
+    Raises:
+        UserError: missing or empty sets, missing columns, or a share of a URI that is less than a row.
+    """
     uris, split = uris_of(run, name)
     resolved = [world_uri(run, uri, f"data.{name}") for uri in uris]
-    return build_index(resolved, split, run.data.image_roots, f"data.{name}")
+    index = build_index(resolved, split, run.data.image_roots, f"data.{name}")
+    if name != "train" or run.data.fraction == 1:
+        return index
+    index = share_of(index, run.data.fraction)
+    for uri, units in zip(uris, index.per_uri, strict=True):
+        if not units:
+            raise UserError(f"data.fraction: {run.data.fraction} of the rows of {uri} is less than one; leave it out")
+    return index
 
 
 def uris_of(run: Run, name: str) -> tuple[list[str], str | None]:

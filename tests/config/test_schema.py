@@ -55,7 +55,7 @@ def test_a_section_and_its_keys_are_of_one_kind():
 
 def test_what_changes_the_weights_is_identity():
     kinds = dict(leaf_kinds(Run))
-    for path in ("seed", "queue", "optim.lr", "objectives.mlm.p", "init_from"):
+    for path in ("seed", "queue", "optim.lr", "objectives.mlm.p", "init_from", "data.fraction"):
         assert kinds[path] == "identity", path
     for path in (
         "name",
@@ -174,6 +174,9 @@ BAD = [
     ({f"objectives.{n}": None for n in ("itc", "itm", "mlm", "mim", "psl")}, ["objectives: none is on"]),
     ({f"objectives.{n}.weight": 0 for n in ("itc", "itm", "mlm", "mim", "psl")}, ["objectives: none is on"]),
     ({"data.train": ["my.parquet"]}, ["data.val", "data.train"]),
+    ({"data.fraction": 0}, ["data.fraction", "greater than 0", "found 0"]),
+    ({"data.fraction": 1.5}, ["data.fraction", "less than or equal to 1", "found 1.5"]),
+    ({"data.fraction": 0.001}, ["data.fraction: 0.001", "world.n_train=12000", "batch.global=64"]),
 ]
 
 
@@ -197,6 +200,8 @@ GOOD = [
     {"objectives.itc": None, "eval.best": "last"},
     {"codes.kind": "dvae", "codes.n": 8192, "codes.source": "x.pkl"},
     {"data.train": ["a.parquet"], "data.val": ["b.parquet"]},
+    {"data.train": ["a.parquet"], "data.val": ["b.parquet"], "data.fraction": 0.001},
+    {"data.fraction": 0.01},
 ]
 
 

@@ -126,16 +126,18 @@ def dry_run(run: Run, say: Callable[[str], None] = print) -> None:
             f"data       the built-in world would be generated: {w.n_train} train, {w.n_val} val, {w.n_test} test"
         )
         shares = tuple(Share(0, 1, weight) for weight in run.data.weights or ())
-        order = Order((w.n_train,), run.micro_batches, run.data.shuffle_window, run.seed, shares)
+        kept = round(run.data.fraction * w.n_train)
+        left_out = w.n_train - kept
+        order = Order((kept,), run.micro_batches, run.data.shuffle_window, run.seed, shares)
     else:
-        order = pipeline.order_of(run, indexes["train"])
+        order, left_out = pipeline.order_of(run, indexes["train"]), indexes["train"].left_out
         for name, index in indexes.items():
             uris, split = uris_of(run, name)
             kept = f", split {split}" if split else ""
             groups = f"{len(index.units)} row group{'s' * (len(index.units) != 1)}"
             lines.append(f"data       {name}: {len(index)} rows in {groups} of {', '.join(uris)}{kept}")
     newest = find_checkpoint(run_folder(run) / "checkpoints") if run.name is not None else None
-    lines += plan(run, order, total_steps(run, order, newest))
+    lines += plan(run, order, total_steps(run, order, newest), left_out)
     lines += [f"differs    {f}" for f in fallbacks(run)]
     lines += lines_of(describe(run))
     for line in lines:
