@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,13 +83,17 @@ class EvalResult:
     """Result of one evaluation task: numbers for the table and the summary, and what its figures are drawn from.
 
     ``intervals`` has the names of ``metrics``, nested like them, with [low, high] in place of the numbers; a metric
-    that is no mean over cases has none.
+    that is no mean over cases has none. ``per_image`` has by a metric's path ("itc/t2i_r10") what each image gives to
+    it, (images, 2) float32: the metric is the sum of the first column over that of the second. ``uids``, of the task
+    ``data`` alone, says which images these are, in their order.
     """
 
     task: str
     metrics: dict[str, Any]
     examples: list[dict[str, Any]] = field(default_factory=list)
     intervals: dict[str, Any] = field(default_factory=dict)
+    per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    uids: tuple[str, ...] = ()
 
 
 def with_intervals(metrics: dict[str, Any], intervals: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from simla_ray.errors import UserError
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.examples import number, pick
-from simla_ray.evaluation.intervals import bootstrap, mean_intervals
+from simla_ray.evaluation.intervals import bootstrap, image_sums, mean_intervals
 from simla_ray.evaluation.retrieval import ranks
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.types import EvalResult
@@ -83,7 +83,13 @@ def measure(data: EvalSet, templates: Sequence[str] = TEMPLATES) -> EvalResult |
     metrics |= {"chance": 1 / len(classes), "majority": float(own.sum(0).max() / len(truth))}
     metrics["confused"] = _confused(classes, truth, predicted)
     intervals = mean_intervals(hits) | {"class_accuracy": bootstrap(class_accuracy, len(truth)).tolist()}
-    return EvalResult("classification", metrics, _examples(data, labelled, classes, predicted, scores), intervals)
+    # To first order what each image gives to the mean of the classes, whose own means move with the images drawn.
+    size = own.sum(0)
+    above = hits["accuracy"] - (hits["accuracy"].astype(np.float64) @ own / size)[truth]
+    given = metrics["class_accuracy"] + len(truth) / (len(classes) * size[truth]) * above
+    per_image = image_sums(hits | {"class_accuracy": given}, len(data), np.array(labelled))
+    examples = _examples(data, labelled, classes, predicted, scores)
+    return EvalResult("classification", metrics, examples, intervals, per_image)
 
 
 def _class_vectors(data: EvalSet, classes: Sequence[str], templates: Sequence[str]) -> np.ndarray:

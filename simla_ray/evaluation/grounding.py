@@ -16,7 +16,7 @@ from simla_ray.evaluation.boxes import FOUND_IOU, THRESHOLDS, areas, box_scores,
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.examples import number, pick, spread
 from simla_ray.evaluation.grad_cam import Layers, checked_layers, cross_layers, layer_cams, over_layers
-from simla_ray.evaluation.intervals import mean_interval, mean_intervals
+from simla_ray.evaluation.intervals import image_sums, mean_interval, mean_intervals
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.types import EvalResult
 
@@ -116,16 +116,19 @@ def measure(data: EvalSet, layers: Sequence[int] | None = None) -> EvalResult | 
     metrics["n"] = len(phrases)
     images = np.array([phrase.item for phrase in phrases])
     intervals = mean_intervals({name: hits[name] for name in ("pointing", "box_accuracy")}, images)
+    per_image = image_sums(hits, len(data), images)
     offered = np.array([len(phrase.candidates) > 0 for phrase in phrases])
     if offered.any():
         chosen = [(heat, phrase) for heat, phrase, there in zip(heats, phrases, offered, strict=True) if there]
         found = np.array([_by_candidates(heat, phrase) for heat, phrase in chosen])
         for name, values in zip(("accuracy", "random", "largest"), found.T, strict=True):
             metrics[f"candidate_{name}"] = float(values.mean())
+            per_image |= image_sums({f"candidate_{name}": values}, len(data), images[offered])
         metrics["candidate_n"] = len(chosen)
         intervals["candidate_accuracy"] = mean_interval(found[:, 0], images[offered])
     metrics |= {"layers": list(layers), "skipped": skipped}
-    return EvalResult("grounding", metrics, _examples(data, phrases, maps, hits["pointing"], proposed), intervals)
+    examples = _examples(data, phrases, maps, hits["pointing"], proposed)
+    return EvalResult("grounding", metrics, examples, intervals, per_image)
 
 
 def layer_scores(data: EvalSet) -> dict[Layers, float]:

@@ -23,7 +23,16 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 def bootstrap(statistic: Statistic, n: int) -> np.ndarray:
     """(2,) low and high end for a statistic of n groups; (k, 2) for k statistics.
 
-    The draws are fixed: the same n gives the same resamples. Resamples without a value are left out.
+    Resamples without a value are left out.
+    """
+    outside = 50 * (1 - LEVEL)
+    return np.nanpercentile(resampled(statistic, n), [outside, 100 - outside], axis=0).T
+
+
+def resampled(statistic: Statistic, n: int) -> np.ndarray:
+    """(RESAMPLES,) values of a statistic of n groups; (RESAMPLES, k) of k statistics.
+
+    The draws are fixed: the same n gives the same resamples.
     """
     rng = np.random.default_rng(0)
     rows = max(1, min(RESAMPLES, CELLS // n))
@@ -32,8 +41,7 @@ def bootstrap(statistic: Statistic, n: int) -> np.ndarray:
         r = min(rows, RESAMPLES - start)
         drawn = rng.integers(0, n, (r, n)) + n * np.arange(r)[:, None]
         values.append(statistic(np.bincount(drawn.ravel(), minlength=r * n).reshape(r, n).astype(np.float64)))
-    outside = 50 * (1 - LEVEL)
-    return np.nanpercentile(np.concatenate(values), [outside, 100 - outside], axis=0).T
+    return np.concatenate(values)
 
 
 def ratio_intervals(
@@ -68,6 +76,24 @@ def mean_intervals(values: Mapping[str, np.ndarray], groups: np.ndarray | None =
 def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> list[float]:
     """``[low, high]`` of a mean of cases' values (n,); ``groups`` as above."""
     return mean_intervals({"mean": values}, groups)["mean"]
+
+
+def image_sums(
+    values: Mapping[str, np.ndarray], images: int, owner: np.ndarray | None = None, totals: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """``{name: (images, 2) float32}``: of each image the sum of its cases' values, and of their totals.
+
+    Args:
+        values: of cases (n,), truth values too.
+        owner: (n,) the image of each case; None: case i is of image i.
+        totals: (n,) what the values are shares of; None: 1 each, so that the metric is their mean.
+    """
+    found = {}
+    for name, column in values.items():
+        places = np.arange(len(column)) if owner is None else owner
+        both = (column, np.ones(len(column)) if totals is None else totals)
+        found[name] = np.stack([np.bincount(places, part, images) for part in both], axis=1).astype(np.float32)
+    return found
 
 
 def _summed(values: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary, clean, load_stop_words
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet, Item
 from simla_ray.evaluation.examples import number, pick
-from simla_ray.evaluation.intervals import mean_interval, mean_intervals
+from simla_ray.evaluation.intervals import image_sums, mean_interval, mean_intervals
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.precision import autocast
 from simla_ray.models.stack import Attentions, Memory
@@ -109,6 +109,7 @@ def measure(data: EvalSet) -> EvalResult | str:
     metrics: dict[str, Any] = {name: float(column.mean()) for name, column in values.items()}
     metrics["n"] = len(cases)
     intervals = mean_intervals(values)
+    per_image = image_sums(values, len(data), np.array([case.item for case in cases]))
     selected = [
         (case.item, word in case.visible)
         for case, one in zip(cases, judged, strict=True)
@@ -119,7 +120,8 @@ def measure(data: EvalSet) -> EvalResult | str:
         owner, seen = (np.array(column) for column in zip(*selected, strict=True))
         metrics["selected_precision"] = float(seen.mean())
         intervals["selected_precision"] = mean_interval(seen, owner)
-    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged), intervals)
+        per_image |= image_sums({"selected_precision": seen}, len(data), owner)
+    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged), intervals, per_image)
 
 
 def _judge(data: EvalSet, psl: Psl, candidates: Candidates, cases: list[Case]) -> list[dict[str, Any]]:

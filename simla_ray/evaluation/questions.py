@@ -14,7 +14,7 @@ from simla_ray.evaluation.answers import vqa_accuracy
 from simla_ray.evaluation.blind import Blind
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.examples import pick
-from simla_ray.evaluation.intervals import mean_interval
+from simla_ray.evaluation.intervals import image_sums, mean_interval
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.precision import autocast
@@ -81,7 +81,8 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
         }
     intervals = {"accuracy": mean_interval(right, images)}
     intervals |= {name: mean_interval(values, images) for name, values in baselines.items()}
-    return EvalResult("vqa", metrics, _examples(data, questions, found, right), intervals)
+    per_image = image_sums({"accuracy": right} | baselines, len(data), images)
+    return EvalResult("vqa", metrics, _examples(data, questions, found, right), intervals, per_image)
 
 
 def answer(scorer: Scorer, tokens: torch.Tensor, index: torch.Tensor, texts: Sequence[str]) -> torch.Tensor:

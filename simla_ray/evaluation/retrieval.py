@@ -16,7 +16,7 @@ import torch
 
 from simla_ray.evaluation.eval_set import EvalSet, Item, split_dropped
 from simla_ray.evaluation.examples import number, pick
-from simla_ray.evaluation.intervals import mean_intervals
+from simla_ray.evaluation.intervals import image_sums, mean_intervals
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Gather, chunks_of
 from simla_ray.types import EvalResult
@@ -69,6 +69,12 @@ def recall_intervals(i2t: np.ndarray, t2i: np.ndarray, image_of_caption: np.ndar
     """``[low, high]`` of each of ``recalls``; what is drawn are images, with all their captions."""
     of_images = mean_intervals({f"i2t_r{k}": i2t <= k for k in KS})
     return of_images | mean_intervals({f"t2i_r{k}": t2i <= k for k in KS}, image_of_caption)
+
+
+def recall_sums(i2t: np.ndarray, t2i: np.ndarray, image_of_caption: np.ndarray, images: int) -> dict[str, np.ndarray]:
+    """``image_sums`` of each of ``recalls``."""
+    of_images = image_sums({f"i2t_r{k}": i2t <= k for k in KS}, images)
+    return of_images | image_sums({f"t2i_r{k}": t2i <= k for k in KS}, images, image_of_caption)
 
 
 def vector_retrieval(
@@ -141,6 +147,7 @@ def measure(data: EvalSet) -> EvalResult | str:
         return "no objective itc or itm"
     if len(data) < 2:
         return "one image only"
+    images, per_image = len(data), {}
     if "itc" not in data.active:
         data = data.first(EXHAUSTIVE_IMAGES)
     metrics: dict[str, Any] = {"n_images": len(data), "n_captions": len(data.captions)}
@@ -155,11 +162,12 @@ def measure(data: EvalSet) -> EvalResult | str:
                 i2t, t2i = (rankings[d].ranks[truth] for d in DIRECTIONS)
                 metrics[ranker + truth] = recalls(i2t, t2i)
                 intervals[ranker + truth] = recall_intervals(i2t, t2i, data.image_of_caption)
-    per_image = np.bincount(data.image_of_caption)
-    metrics["chance"] = chance(per_image, np.ones(len(data.captions), np.int64))
+                sums = recall_sums(i2t, t2i, data.image_of_caption, images)
+                per_image |= {f"{ranker}{truth}/{name}": found for name, found in sums.items()}
+    metrics["chance"] = chance(np.bincount(data.image_of_caption), np.ones(len(data.captions), np.int64))
     if data.satisfied is not None:
         metrics[f"chance{SATISFIED}"] = chance(data.satisfied.sum(1), data.satisfied.sum(0))
-    return EvalResult("retrieval", metrics, _examples(data, rankings["t2i"]), intervals)
+    return EvalResult("retrieval", metrics, _examples(data, rankings["t2i"]), intervals, per_image)
 
 
 def chance(right_captions: np.ndarray, right_images: np.ndarray) -> dict[str, float]:

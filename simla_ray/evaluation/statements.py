@@ -12,7 +12,7 @@ from simla_ray.evaluation.answers import normal
 from simla_ray.evaluation.blind import Blind
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.examples import number, pick
-from simla_ray.evaluation.intervals import mean_interval
+from simla_ray.evaluation.intervals import image_sums, mean_interval
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.precision import autocast
 from simla_ray.models.question import question_cls
@@ -62,12 +62,14 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
         "accuracy": float(right.mean()), "n": len(statements), "chance": 1 / len(labels.classes),
     }  # fmt: skip
     intervals = {"accuracy": mean_interval(right, images)}
+    per_image = image_sums({"accuracy": right}, len(data), images)
     if blind is not None:
         names = [labels.classes[i] for i in truth]
         said = blind.said([s.text for s in statements])
         for name in ("majority", "text_only"):
             hits = np.array([normal(one) == normal(true) for one, true in zip(said[name], names, strict=True)])
             metrics[name], intervals[name] = float(hits.mean()), mean_interval(hits, images)
+            per_image |= image_sums({name: hits}, len(data), images)
     metrics["classes"] = {
         name: {"n": int((truth == i).sum()), "recall": float(right[truth == i].mean())}
         for i, name in enumerate(labels.classes)
@@ -75,7 +77,7 @@ def measure(data: EvalSet, blind: Blind | None = None) -> EvalResult | str:
     }
     if unknown:
         metrics["unknown"] = unknown
-    return EvalResult("statements", metrics, _examples(data, statements, logits, right), intervals)
+    return EvalResult("statements", metrics, _examples(data, statements, logits, right), intervals, per_image)
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def evaluate(
     data = EvalSet.load(scorer, rows, Work(rank, world, gather))
     counts: dict[str, Any] = {"n_rows": data.n_rows, "n_images": len(data), "n_captions": len(data.captions)}
     counts |= {"dropped": data.dropped, "not_run": {}}
-    results = {"data": EvalResult("data", counts)}
+    results = {"data": EvalResult("data", counts, uids=tuple(item.uid for item in data.items))}
     options: dict[str, dict[str, Any]] = {
         "words": {"tokenizer": tokenizer},
         "grounding": {"layers": layers},

@@ -17,7 +17,7 @@ from simla_ray.data.sample import stacked
 from simla_ray.data.text import Vocabulary
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet
 from simla_ray.evaluation.examples import pick, spread
-from simla_ray.evaluation.intervals import mean_intervals, ratio_intervals
+from simla_ray.evaluation.intervals import image_sums, mean_intervals, ratio_intervals
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.forward import Needs, forward_cross
 from simla_ray.models.precision import autocast
@@ -64,6 +64,7 @@ def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | s
     """
     metrics: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
+    per_image: dict[str, np.ndarray] = {}
     examples: list[dict[str, Any]] = []
     cases = color_words(data) if "mlm" in data.active and len(data) > 1 else []
     if cases:
@@ -75,12 +76,15 @@ def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | s
         hits = {"color_right": right == truth, "color_wrong": wrong == truth}
         metrics |= {name: float(hit.mean()) for name, hit in hits.items()}
         metrics["n"] = len(cases)
-        intervals |= mean_intervals(hits, np.array([case.item for case in cases]))
+        owner = np.array([case.item for case in cases])
+        intervals |= mean_intervals(hits, owner)
+        per_image |= image_sums(hits, len(data), owner)
         examples = _examples(data, cases, right, wrong)
-    for name, (right, total) in _counts(data, tokenizer).items():
+    for name, (right, total, owner) in _counts(data, tokenizer).items():
         metrics[name] = float(right.sum() / total.sum())
         (intervals[name],) = ratio_intervals(right[:, None], total)
-    return EvalResult("words", metrics, examples, intervals) if metrics else "no objective mlm or mim"
+        per_image |= image_sums({name: right}, len(data), owner, total)
+    return EvalResult("words", metrics, examples, intervals, per_image) if metrics else "no objective mlm or mim"
 
 
 @torch.no_grad()
@@ -102,14 +106,20 @@ def _predict(data: EvalSet, cases: list[Masked], wrong_image: np.ndarray) -> np.
     return torch.stack(predicted).cpu().numpy()
 
 
-def _counts(data: EvalSet, tokenizer: nn.Module | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Accuracies as (n,) right and (n,) all positions of the images that have any."""
+def _counts(data: EvalSet, tokenizer: nn.Module | None) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Accuracies as (n,) right and (n,) all positions of n images, and which (n,) these are."""
     active = data.active & ({"mlm"} if tokenizer is None else {"mlm", "mim"})
     if not active:
         return {}
-    parts = data.work.map(lambda c: _count(data, active, tokenizer, c), chunks_of(len(data), IMAGES))
-    counts = {name: np.concatenate([part[name] for part in parts], axis=1) for name in sorted(active, reverse=True)}
-    return {f"{name}_accuracy": (right, total) for name, (right, total) in counts.items() if total.any()}
+    chunks = chunks_of(len(data), IMAGES)
+    parts = data.work.map(lambda c: _count(data, active, tokenizer, c), chunks)
+    found = {}
+    for name in sorted(active, reverse=True):
+        right, total = np.concatenate([part[name] for part in parts], axis=1)
+        owner = np.concatenate([c[: part[name].shape[1]] for c, part in zip(chunks, parts, strict=True)])
+        if total.any():
+            found[f"{name}_accuracy"] = right, total, owner
+    return found
 
 
 @torch.no_grad()

@@ -85,6 +85,60 @@ def test_every_interval_holds_its_metric(alone):
     assert to_json(alone)["words"]["intervals"] == alone["words"].intervals
 
 
+def at(metrics, path):
+    """A metric by the names that lead to it."""
+    for name in path.split("/"):
+        metrics = metrics[name]
+    return metrics
+
+
+def paths(nested, prefix=""):
+    for name, found in nested.items():
+        yield from paths(found, f"{prefix}{name}/") if isinstance(found, dict) else [prefix + name]
+
+
+def check_sums(results):
+    """What the images give adds up to the metric; every one with an interval has it."""
+    images = len(results["data"].uids)
+    for name, result in results.items():
+        for path, sums in result.per_image.items():
+            assert sums.shape == (images, 2) and sums.dtype == np.float32, path
+            total = sums.astype(np.float64).sum(0)
+            assert total[0] / total[1] == pytest.approx(at(result.metrics, path), rel=1e-6, abs=1e-9), (name, path)
+        if name != "ratings":  # rank correlations are of all pairs together
+            assert set(paths(result.intervals)) <= set(result.per_image), name
+
+
+def test_what_each_image_gives_adds_up_to_the_metric(alone, rows):
+    check_sums(alone)
+    assert alone["data"].uids == tuple(row["uid"] for i, row in enumerate(rows) if i not in (7, 50))
+    assert sum(len(result.per_image) for result in alone.values()) == 24 + 2 + 10 + 5 + 4 + 3
+    t2i = alone["retrieval"].per_image["itc/t2i_r10"]
+    assert t2i[2].tolist()[1] == 3 and t2i[3].tolist()[1] == 6, "row 50 shows the image of row 3"
+    assert (alone["retrieval"].per_image["itc/i2t_r1"][:, 1] == 1).all()
+
+
+def test_what_each_image_gives_without_a_shortlist_and_with_masks_for_some(vocabulary, rows, tokenizer):
+    scorer = make_scorer(
+        vocabulary, objectives__itc=None, eval__best="last", objectives__mim__batch_fraction=0.5,
+        schedule__kind="joint", schedule__phases=[],
+    )  # fmt: skip
+    results = evaluate(scorer, rows[:45], tokenizer=tokenizer, tasks=["retrieval", "words"])
+    check_sums(results)
+    masked = results["words"].per_image["mim_accuracy"][:, 1] > 0
+    assert np.flatnonzero(masked).tolist() == [*range(16), *range(32, 38)], "the first half of each 32 images"
+
+
+def test_the_images_that_are_ranked_exhaustively_are_some_of_all(vocabulary, rows, monkeypatch):
+    monkeypatch.setattr("simla_ray.evaluation.retrieval.EXHAUSTIVE_IMAGES", 5)
+    scorer = make_scorer(
+        vocabulary, objectives__itc=None, eval__best="last", schedule__kind="joint", schedule__phases=[]
+    )
+    results = evaluate(scorer, rows[:9], tasks=["retrieval"])
+    check_sums(results)
+    assert results["retrieval"].per_image["itm/t2i_r1"][:, 1].tolist() == [3.0] * 5 + [0.0] * 3
+
+
 def test_dropped_rows_are_counted(alone):
     counts = {"n_rows": 73, "n_images": 71, "n_captions": 68 * 3 + 4, "dropped": {"image_unreadable": 1}}
     assert alone["data"].metrics == counts | {"not_run": FINE_TUNED}
@@ -101,6 +155,9 @@ def test_any_number_of_ranks_gives_the_same(vocabulary, rows, tokenizer, ratings
     scorers = [make_scorer(vocabulary) for _ in range(world)]
     expected = to_json(alone)
     for results in on_ranks(world, run):
+        for name, result in results.items():
+            assert result.per_image.keys() == alone[name].per_image.keys() and result.uids == alone[name].uids
+            assert all((sums == alone[name].per_image[path]).all() for path, sums in result.per_image.items())
         found = to_json(results)
         # Backward passes in another thread may round heat maps differently in their last digit; nothing else moves.
         for ours, theirs in zip(found["grounding"]["examples"], expected["grounding"]["examples"], strict=True):

@@ -126,9 +126,9 @@ def dry_run(run: Run, say: Callable[[str], None] = print) -> None:
             f"data       the built-in world would be generated: {w.n_train} train, {w.n_val} val, {w.n_test} test"
         )
         shares = tuple(Share(0, 1, weight) for weight in run.data.weights or ())
-        kept = round(run.data.fraction * w.n_train)
-        left_out = w.n_train - kept
-        order = Order((kept,), run.micro_batches, run.data.shuffle_window, run.seed, shares)
+        scenes = round(run.data.fraction * w.n_train)
+        left_out = w.n_train - scenes
+        order = Order((scenes,), run.micro_batches, run.data.shuffle_window, run.seed, shares)
     else:
         order, left_out = pipeline.order_of(run, indexes["train"]), indexes["train"].left_out
         for name, index in indexes.items():
