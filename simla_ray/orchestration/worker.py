@@ -24,6 +24,7 @@ from simla_ray.data.packing import Packed, pack
 from simla_ray.data.prefetch import Prefetched
 from simla_ray.errors import UserError
 from simla_ray.evaluation.blind import Blind
+from simla_ray.evaluation.paired import write_per_image
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.tasks import evaluate, to_json
 from simla_ray.jsonl import read_lines
@@ -206,7 +207,9 @@ def _evaluate_best(
     device: torch.device,
     log: RunLog | None,
 ) -> None:
-    """Evaluate the best checkpoint on the test rows, every worker a share of them; rank 0 writes evaluation.json."""
+    """Evaluate the best checkpoint on the test rows, every worker a share of them; rank 0 writes evaluation.json, and
+    beside it what each image gave.
+    """
     if state.best_step != state.step:
         best = find_checkpoint(folder / "checkpoints", state.best_step)
         if best is not None:
@@ -224,6 +227,7 @@ def _evaluate_best(
             blind=Blind.load(prepared.folder),
         )  # fmt: skip
     if log is not None:
+        write_per_image(results, folder)
         temporary = folder / "evaluation.tmp"
         temporary.write_text(json.dumps(to_json(results)))
         temporary.replace(folder / "evaluation.json")
