@@ -5,6 +5,8 @@ import random
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simla_ray.config.load import load_run, to_dict
 from simla_ray.config.sweep import best_yaml, grace_of, load_sweep, to_yaml
@@ -323,3 +325,29 @@ def test_every_key_is_documented_and_of_a_kind():
     for name, field in Sweep.model_fields.items():
         assert field.description, name
         assert field.json_schema_extra["kind"] in ("identity", "operational"), name
+
+
+scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=3)
+numbers = st.lists(st.integers(-2, 9) | st.floats(-1, 9), max_size=3)
+names = st.sampled_from(["uniform", "log", "int", "choice", "when", "uniforn"])
+paths = st.sampled_from(
+    ["objectives.psl.weight", "objectives.psl", "optim.lr", "mlm", "objectives.psl.unit", "a..b", ""]
+)
+entries = st.dictionaries(names, scalars | numbers | st.lists(scalars, max_size=3) | st.dictionaries(paths, scalars))
+spaces = st.dictionaries(
+    paths | st.integers(), scalars | entries | st.dictionaries(paths, entries, max_size=2), max_size=3
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(space=spaces | scalars, key=st.sampled_from(list(Sweep.model_fields)), value=scalars | st.lists(scalars))
+def test_any_sweep_is_a_plan_or_a_mistake(tmp_path_factory, space, key, value):
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(yaml.safe_dump({"sweep": {"space": space}}))
+    try:
+        plan = load_sweep([file], [f"sweep.{key}={yaml.safe_dump(value, default_flow_style=True)}"])
+    except UserError as error:
+        assert str(error)
+    else:
+        file.write_text(to_yaml(plan))
+        assert load_sweep([file]) == plan
