@@ -37,6 +37,7 @@ FIXED = {
     "task": _AXIS,
     "init_from": "is the same for all trials",
     "world": _DATA,
+    "data.fraction": _DATA,
     "data.val": _DATA,
     "data.val_split": _DATA,
     "data.test": _DATA,

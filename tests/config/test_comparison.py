@@ -77,6 +77,15 @@ def test_entries_of_the_file_are_compared_beside_the_standard_ones(tmp_path):
     assert load_comparison([file], chosen=["mine", "clip"]).entries == ["mine", "clip"]
 
 
+def test_an_entrys_own_keys_lie_over_shared_ones(shared):
+    own = "comparison.entries.mine={method: albef, optim.lr: 0.002, text: {dropout: 0.2}}"
+    plan = load_comparison([shared], [own, "optim.lr=0.001", "text.dropout=0.1"])
+    assert [(plan.run(e, 0).optim.lr, plan.run(e, 0).text.dropout) for e in ("albef", "mine")] == [
+        (0.001, 0.1),
+        (0.002, 0.2),
+    ]
+
+
 def test_a_comparison_is_read_back_unchanged(shared, tmp_path):
     overrides = ["comparison.entries.mine={method: albef, optim: {lr: 0.001}}", "comparison.budgets=[compute, samples]"]
     for plan in (load_comparison(), load_comparison([shared], overrides), load_comparison([shared], chosen=BUILT_IN)):
