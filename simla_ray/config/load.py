@@ -72,8 +72,10 @@ def _given(
 
 
 def validated(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Run:
-    """Raises:
-    UserError: what is wrong in the tree, behind the problems found before.
+    """A complete tree -> a run.
+
+    Raises:
+        UserError: what is wrong in it, behind the problems found before.
     """
     try:
         run = Run.model_validate(tree)
