@@ -144,7 +144,9 @@ def _tiles(study: Study, trials: Trials) -> Markup | None:
     found = []
     for i, objective in enumerate(trials.objectives):
         metric = objective["metric"]
-        there = [(value, name) for name in trials.best if (value := trials.value(trials.by_name.get(name), i)) is not None]
+        there = [
+            (value, name) for name in trials.best if (value := trials.value(trials.by_name.get(name), i)) is not None
+        ]
         if not there:
             continue
         value, name = max(there)
@@ -156,7 +158,9 @@ def _tiles(study: Study, trials: Trials) -> Markup | None:
         unit = "no interval"
         if has_interval(d):
             unit = f"points, 95 % {interval(d)}: {'excludes 0' if outside_zero(d) else 'holds 0, no gain is shown'}"
-        found.append(tile(f"Best minus base, test set: {column_name(d['metric'])}", points(d["metric"], d["mean"]), unit))
+        found.append(
+            tile(f"Best minus base, test set: {column_name(d['metric'])}", points(d["metric"], d["mean"]), unit)
+        )
         if d.get("std_b") is not None:
             noise = f"points, base config over {len(repeats['default'])} seeds"
             found.append(tile("Seed noise", f"± {points(d['metric'], d['std_b'], sign=False)}", noise))

@@ -106,3 +106,8 @@ def yaml_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+
+
+def card(uri: str, title: str, alt: str, whole: bool = False) -> Markup:
+    """A figure with its caption; ``whole``: as wide as the page."""
+    return tag("figure", tag("figcaption", title), tag("img", src=uri, alt=alt), class_="whole" if whole else None)

@@ -169,8 +169,9 @@ def _axis(ax: Axes, x: float, title: str, ticks: Sequence[tuple[float, str]], ki
         ax.annotate(kind, (x, 1), (0, 6), textcoords="offset points", ha="center", fontsize=6.5, color=FAINT)
     for height, label in [*ticks, *([(OFF, "unused")] if off else [])]:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=FAINT, lw=0.8, zorder=1)
+        ground = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7}
         ax.annotate(label, (x, height), (5, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT,
-                    bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7}, zorder=5)  # fmt: skip
+                    bbox=ground, zorder=5)  # fmt: skip
 
 
 def _ticks(entry: Mapping[str, Any]) -> tuple[list[tuple[float, str]], str]:

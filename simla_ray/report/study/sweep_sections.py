@@ -8,7 +8,7 @@ from typing import Any
 from simla_ray.markup import Markup, join, table, tag
 from simla_ray.markup.document import Section
 from simla_ray.report.study import sweep_figures as figures
-from simla_ray.report.study.folder import Study, yaml_value
+from simla_ray.report.study.folder import Study, card, yaml_value
 from simla_ray.report.study.metrics import (
     by_chance,
     column_name,
@@ -171,7 +171,9 @@ def parameters_section(study: Study, trials: Trials) -> Section | None:
 
 
 def _how_sure(importance: Mapping[str, float] | None, finished: int) -> str:
-    text = "Dark lines: low values, light ones: high; the best bold in orange, dashed grey without a value. “unused”: a "
+    text = (
+        "Dark lines: low values, light ones: high; the best bold in orange, dashed grey without a value. “unused”: a "
+    )
     text += "parameter whose condition does not hold. "
     if importance is None:
         return text + f"Importance cannot be told from {finished} finished trial{'s' * (finished != 1)}."
@@ -198,8 +200,9 @@ def trials_section(study: Study, trials: Trials) -> Section | None:
         values = [shown(o["metric"], trials.value(trial, i)) for i, o in enumerate(trials.objectives)]
         seconds = trial.get("seconds")
         took = clock(seconds) if seconds is not None else "–"
-        rows.append([name, *values, trials.status(trial), f"{trial.get('steps') or 0:,}", took,
-                     tag("span", trial.get("reason") or "–", class_="why"), *(_param(trial, path) for path in space)])  # fmt: skip
+        facts = [trials.status(trial), f"{trial.get('steps') or 0:,}", took]
+        why = tag("span", trial.get("reason") or "–", class_="why")
+        rows.append([name, *values, *facts, why, *(_param(trial, path) for path in space)])
     title = "All trials; the value of one that was stopped is that of its last validation"
     return "trials", "Trials", table(head, rows, title, numbers, "dense")
 
@@ -219,11 +222,6 @@ def space_section(study: Study) -> Section | None:
         text = tag("pre", study.config_text, tabindex="0")
         parts.append(tag("details", tag("summary", "The whole sweep.yaml"), text))
     return ("configuration", "Space and configuration", join(parts)) if parts else None
-
-
-def card(uri: str, title: str, alt: str, whole: bool = False) -> Markup:
-    """A figure with its caption; ``whole``: as wide as the page."""
-    return tag("figure", tag("figcaption", title), tag("img", src=uri, alt=alt), class_="whole" if whole else None)
 
 
 def _condition(when: Mapping[str, Any] | None) -> Any:
