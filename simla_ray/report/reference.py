@@ -24,6 +24,8 @@ FOLDER = resources.files("simla_ray.report") / "reference"
 POINTS = 100
 #: Significant digits kept of a loss.
 DIGITS = 5
+#: Seeds of a band -> share of sound runs that lie outside it by more than its width, were values normal (simulated).
+FAR = {2: "33 %", 3: "13 %", 4: "6 %", 5: "3 %", 6: "2 %"}
 #: Identity keys that do not touch the curves, except as one more draw.
 APART = ("seed", "data.test", "data.test_split")
 #: Operational keys that do: what sees each other in a loss, and how many rows are ranked.
@@ -111,12 +113,12 @@ def beside_reference(run: RunFolder, reference: Mapping[str, Any]) -> str:
         # Seeds that agree to the last digit kept leave no width to measure by.
         outside.append(f"{name} {far / (high - low):.1f} widths {where}" if high > low else f"{name} {where}")
     seeds = len(reference["seeds"])
-    share = 100 * 2 / (seeds + 1)
+    share, far_share = 100 * 2 / (seeds + 1), FAR.get(seeds, "hardly any")
     text = f"Grey band: least to most of {seeds} runs of this config that differ only in the seed. "
     text += f"The last smoothed losses: inside it {', '.join(inside) or 'none'}"
     text += f"; outside {', '.join(outside)}." if outside else "; none is outside."
-    text += f" Of sound runs about {share:.0f} % lie outside the band of {seeds} at any one step, most by less than"
-    return text + " a width; several widths mean that something differs."
+    text += f" Of sound runs about {share:.0f} % lie outside the band of {seeds} at any one step, {far_share} by more"
+    return text + " than its width."
 
 
 def _same(first: RunFolder, other: RunFolder) -> None:
@@ -148,7 +150,7 @@ def _data(run: RunFolder) -> str | None:
 
 def _curve(
     runs: Sequence[Points], treat: Callable[[np.ndarray], np.ndarray] | None = None
-) -> dict[str, list[float]] | None:
+) -> dict[str, Sequence[float]] | None:
     """Mean, least and most over the runs at steps that all of them cover; None where a run has no finite value."""
     lines = []
     for points in runs:
@@ -170,6 +172,5 @@ def _curve(
         return None
     values = np.stack([np.interp(grid, steps, line) for steps, line in lines])
     kept = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
-    return {"step": [int(step) for step in grid]} | {
-        name: [float(f"{value:.{DIGITS}g}") for value in line] for name, line in kept.items()
-    }
+    curve: dict[str, Sequence[float]] = {"step": [int(step) for step in grid]}
+    return curve | {name: [float(f"{value:.{DIGITS}g}") for value in line] for name, line in kept.items()}

@@ -169,7 +169,7 @@ def _tiles(study: Study, trials: Trials) -> Markup | None:
 
 def _rank(trials: Trials, trial: Trial) -> tuple[float, str]:
     value = trials.value(trial)
-    return (math.inf if value is None or math.isnan(value) else -value, trial["name"])
+    return (math.inf if value is None else -value, trial["name"])
 
 
 def _row(trials: Trials, trial: Trial) -> list[str]:

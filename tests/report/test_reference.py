@@ -125,4 +125,14 @@ def test_other_files_under_the_same_name_are_other_data(runs, tmp_path: Path, mo
 def test_how_far_outside(runs, tmp_path: Path, offset: float, said: str):
     text = beside_reference(run_of(tmp_path / "mine", 7, offset), reference_of(runs))
     assert said in text
-    assert "about 50 % lie outside the band of 3" in text
+    assert "about 50 % lie outside the band of 3 at any one step, 13 % by more than its width." in text
+
+
+def test_how_often_sound_runs_lie_outside():
+    draw = np.random.default_rng(0)
+    for seeds, said in reference.FAR.items():
+        band, own = draw.standard_normal((100_000, seeds)), draw.standard_normal(100_000)
+        low, high = band.min(1), band.max(1)
+        far = np.maximum(own - high, low - own)
+        assert (far > 0).mean() == pytest.approx(2 / (seeds + 1), abs=0.01)
+        assert 100 * (far > high - low).mean() == pytest.approx(float(said.removesuffix(" %")), abs=0.7)

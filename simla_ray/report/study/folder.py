@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ class Study:
         return value
 
     def validation(self, run: str, metric: str) -> Points:
-        """(step, value) of a validation metric of the run at this path below the folder."""
+        """(step, value) of a validation metric of the run at this path below the folder, where it is finite."""
         lines = read_lines(self.folder / run / "metrics.jsonl")
         found = ((line["step"], line.get("metrics", {}).get(metric)) for line in lines if line.get("kind") == "val")
-        return [(step, value) for step, value in found if value is not None]
+        return [(step, value) for step, value in found if value is not None and math.isfinite(value)]
 
     def link(self, run: str, text: str) -> Markup | str:
         """The text, a link to the run's page where it has one."""

@@ -145,7 +145,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]], front: Sequence[str]
                 drawstyle="steps-pre", label="Pareto front")  # fmt: skip
         for name in best:
             ax.annotate(name, points[name], (5, 5), textcoords="offset points", fontsize=7.5, color=INK)
-        if base in points:
+        if base is not None and base in points:
             ax.plot(*points[base], "s", ms=10, mfc="none", mec=BASE, mew=1.4, label="base config")
         ax.set_xlabel(names[0])
         ax.set_ylabel(names[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,11 +70,11 @@ class Trials:
     @property
     def points(self) -> dict[str, tuple[float, float]]:
         """Name -> both values, with two objectives."""
-        found = {trial["name"]: trial.get("values") for trial in self.every}
-        return {name: (both[0], both[1]) for name, both in found.items() if both and None not in both[:2]}
+        found = {trial["name"]: (self.value(trial, 0), self.value(trial, 1)) for trial in self.every}
+        return {name: (a, b) for name, (a, b) in found.items() if a is not None and b is not None}
 
     def value(self, trial: Trial | None, objective: int = 0) -> float | None:
-        """A trial's value, by which objective it is asked for."""
+        """A trial's value by one of the objectives; None where it has no finite one."""
         if trial is None:
             return None
         if not self.pareto:
@@ -81,7 +82,7 @@ class Trials:
         else:
             values = trial.get("values") or []
             value = values[objective] if objective < len(values) else None
-        return None if value is None else float(value)
+        return float(value) if value is not None and math.isfinite(value) else None
 
     def kind(self, trial: Trial) -> str:
         """The look of its curve: its status, unless it is the best one or the base config."""
