@@ -128,6 +128,23 @@ def test_how_far_outside(runs, tmp_path: Path, offset: float, said: str):
     assert "about 50 % lie outside the band of 3 at any one step, 13 % by more than its width." in text
 
 
+def test_packaged_references_are_whole():
+    if not reference.FOLDER.is_dir():
+        pytest.skip("no reference curves are packaged")
+    seen = set()
+    for file in (file for file in reference.FOLDER.iterdir() if file.name.endswith(".json")):
+        found = json.loads(file.read_text())
+        assert len(found["seeds"]) >= 2
+        curves = [*found["objectives"].values(), *filter(None, [found["retrieval_r10"]])]
+        for curve in curves:
+            steps, mean, low, high = (np.array(curve[key]) for key in ("step", "mean", "low", "high"))
+            assert (np.diff(steps) > 0).all() and steps[-1] <= found["steps"]
+            assert (low <= mean).all() and (mean <= high).all()
+        place = found["config"], found["data"]["train"]
+        assert place not in seen, "two files for one config: only one would be found"
+        seen.add(place)
+
+
 def test_how_often_sound_runs_lie_outside():
     draw = np.random.default_rng(0)
     for seeds, said in reference.FAR.items():

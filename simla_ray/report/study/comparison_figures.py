@@ -24,9 +24,10 @@ MARKS = 8
 
 @dataclass(frozen=True)
 class Line:
-    """An entry's curve: the points of each of its seeds."""
+    """An entry's curve: the points of each of its seeds. ``place`` among all entries gives its look in every figure."""
 
     entry: str
+    place: int
     seeds: Sequence[Points]
 
 
@@ -105,8 +106,8 @@ def fraction_name(fraction: float) -> str:
 
 
 def _draw(ax: Axes, lines: Sequence[Line]) -> None:
-    for i, line in enumerate(lines):
-        look = _look(i)
+    for line in lines:
+        look = _look(line.place)
         grid, values = _over_seeds(line.seeds)
         if len(line.seeds) > 1:
             ax.fill_between(grid, values.min(0), values.max(0), color=look["color"], alpha=0.14, lw=0)
@@ -126,7 +127,7 @@ def _look(i: int) -> Mapping[str, Any]:
 
 
 def _legend(ax: Axes, lines: Sequence[Line]) -> None:
-    handles = [Line2D([], [], label=line.entry, lw=1.7, ms=4, **_look(i)) for i, line in enumerate(lines)]
+    handles = [Line2D([], [], label=line.entry, lw=1.7, ms=4, **_look(line.place)) for line in lines]
     ax.legend(handles=handles, fontsize=8, loc="lower right", handlelength=2.2, ncols=1 + (len(lines) > 6))
 
 

@@ -149,7 +149,7 @@ def data_section(rows: Rows) -> Section | None:
                 of_entry.sort(key=lambda row: row["fraction"])
                 seeds = min(len(_values(row, metric)) for row in of_entry)
                 points_of = [[(row["fraction"], _values(row, metric)[i]) for row in of_entry] for i in range(seeds)]
-                lines.append(figures.Line(entry, points_of))
+                lines.append(figures.Line(entry, rows.entries.index(entry), points_of))
         if lines:
             title = f"{metric_name(metric)} over the data"
             said = []
@@ -178,7 +178,7 @@ def curves_section(study: Study, rows: Rows) -> Section | None:
             seeds = [study.validation(f"runs/{run}", metric) for run in row["runs"]]
             seeds = [[(step * per_step, value) for step, value in points_of] for points_of in seeds if points_of]
             if seeds and set.intersection(*({x for x, _ in points_of} for points_of in seeds)):
-                lines.append(figures.Line(row["entry"], seeds))
+                lines.append(figures.Line(row["entry"], rows.entries.index(row["entry"]), seeds))
         if lines:
             title = f"{metric_name(metric)} over {'steps' if over == 'step' else 'compute'}"
             alt = f"{title}: {', '.join(line.entry for line in lines)}"

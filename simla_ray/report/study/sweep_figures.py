@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ OFF = -0.16
 #: Colours of values on parallel coordinates: viridis without the yellow that vanishes on a light ground.
 SHADES = matplotlib.colormaps["viridis"]
 LIGHTEST = 0.86
+#: Inches of the widest figure, at which its letters are still read on a page; letters of a line over an axis.
+WIDEST, NARROW = 11.0, 12
 #: Choices beyond which labels on an axis are thinned.
 MANY_CHOICES = 9
 
@@ -103,8 +106,7 @@ def parallel_coordinates(
         best: names of those drawn bold.
     """
     least, most = min(values.values(), default=0.0), max(values.values(), default=1.0)
-    width = max(6.0, min(14.0, 1.05 * (len(space) + 1)))
-    with canvas(width, 3.9) as (figure, axes):
+    with canvas(min(WIDEST, max(6.0, 1.05 * (len(space) + 1))), 4.2) as (figure, axes):
         ax = axes[0, 0]
         ax.grid(visible=False)
         for spine in ax.spines.values():
@@ -163,15 +165,21 @@ def short(path: str) -> str:
 
 def _axis(ax: Axes, x: float, title: str, ticks: Sequence[tuple[float, str]], kind: str, off: bool = False) -> None:
     ax.plot([x, x], [0, 1], color=FAINT, lw=1.0, zorder=1)
-    ax.annotate(title.replace(".", ".\n", 1), (x, 1), (0, 16), textcoords="offset points", ha="center", va="bottom",
+    ax.annotate(_in_lines(title), (x, 1), (0, 16), textcoords="offset points", ha="center", va="bottom",
                 fontsize=7.5, color=INK)  # fmt: skip
     if kind:
         ax.annotate(kind, (x, 1), (0, 6), textcoords="offset points", ha="center", fontsize=6.5, color=FAINT)
     for height, label in [*ticks, *([(OFF, "unused")] if off else [])]:
         ax.plot([x - 0.03, x + 0.03], [height, height], color=FAINT, lw=0.8, zorder=1)
-        ground = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.7}
+        ground = {"boxstyle": "round,pad=0.1", "fc": "#f2f4f6", "ec": "none", "alpha": 0.75}
         ax.annotate(label, (x, height), (5, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT,
                     bbox=ground, zorder=5)  # fmt: skip
+
+
+def _in_lines(title: str) -> str:
+    """A key broken after dots and underscores where it would reach into the next axis."""
+    words = title.replace(".", ". ").replace("_", "_ ")
+    return "\n".join(line.replace(" ", "") for line in textwrap.wrap(words, NARROW))
 
 
 def _ticks(entry: Mapping[str, Any]) -> tuple[list[tuple[float, str]], str]:
