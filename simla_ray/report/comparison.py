@@ -67,9 +67,11 @@ def sentence(summary: Mapping[str, Any]) -> str:
     text += f" with seed{'s' * (seeds != 1)} {', '.join(map(str, rows.seeds))}" if seeds else ""
     text += f" at {' and at '.join(budgets)}" if budgets else ""
     text += f", on {len(rows.fractions)} shares of the data" if len(rows.fractions) > 1 else ""
-    text += f": {sections.share_done(rows)}"
+    text += f": {len(rows.runs)} finished run{'s' * (len(rows.runs) != 1)}"
     if rows.failed:
         text += f", {len(rows.failed)} failed"
+    if rows.missing:
+        text += f", {rows.missing} still to come"
     if summary.get("seconds") is not None:
         text += f", in {duration(summary['seconds'])}"
     return text + "."
@@ -121,7 +123,8 @@ def _differences(rows: Rows) -> list[str]:
 
 
 def _notes(study: Study, rows: Rows) -> Markup | None:
-    if study.written and rows.every:
+    if study.written and rows.every and not rows.missing:
         return None
-    text = "This comparison has not ended: there is no table yet."
+    text = "This comparison has not ended: "
+    text += f"{rows.missing} runs are still to come." if rows.every else "there is no table yet."
     return tag("p", tag("strong", "Unfinished. "), text, class_="warning")

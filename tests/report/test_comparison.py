@@ -57,7 +57,8 @@ def sorted_(runs: list[str]) -> list[str]:
 
 def test_the_table(page: str):
     text = text_of(page)
-    assert "4 entries with seeds 0, 1, 2 at equal samples: 11 of 12 runs (91.7 %), 1 failed, in 30 min 34 s." in text
+    assert "4 entries with seeds 0, 1, 2 at equal samples: 11 finished runs, 1 failed, in 30 min 34 s." in text
+    assert "Unfinished" not in text
     assert (
         "simla simla-tiny 400 25,600 1.00 1.00 2:30 171 3 of 3 60.0 ± 1.0 % 62.0 ± 1.0 % 64.0 ± 1.0 % 66.0 ± 1.0 %"
         in text
@@ -148,11 +149,29 @@ def test_a_comparison_that_was_killed(tmp_path: Path):
 
 def test_a_row_without_a_run(tmp_path: Path):
     summary = comparison_summary()
-    summary["rows"][0] |= {"runs": [], "metrics": {}, "train_s": None, "pairs_per_s": None}
+    summary["rows"][0] |= {"runs": [], "failed": [], "metrics": {}, "train_s": None, "pairs_per_s": None}
     summary["differences"] = [d for d in summary["differences"] if d["entry"] != "clip"]
     text = text_of(page_of(tmp_path / "c", summary))
     assert "clip clip-tiny 400 25,600 0.400 0.40 – – 0 of 3 – – – –" in text
-    assert "clip (0 of 3)" in comparison_table(summary)
+    assert "Unfinished. This comparison has not ended: 3 runs are still to come." in text
+    assert "clip (0 of 3)" in comparison_table(summary) and "9 finished runs, 3 still to come" in comparison_table(
+        summary
+    )
+
+
+def test_a_run_of_two_rows_counts_once():
+    summary = comparison_summary(budgets=("samples", "compute"))
+    rows = {(row["entry"], row["budget"]): row for row in summary["rows"]}
+    rows["simla", "compute"]["runs"] = rows["simla", "samples"]["runs"]
+    rows["clip", "compute"]["failed"] = rows["clip", "samples"]["failed"]
+    assert len(Rows(summary).runs) == 22 - 3 and len(Rows(summary).failed) == 1
+
+
+def test_values_that_cannot_be_told_apart(tmp_path: Path):
+    summary = comparison_summary()
+    summary["rows"][2]["metrics"]["keywords/ap"]["values"].pop()
+    text = text_of(page_of(tmp_path / "c", summary))
+    assert "simla-samples-1-seed0 simla 0 59.0 % 61.0 % 63.0 % –" in text
 
 
 def test_terminal():

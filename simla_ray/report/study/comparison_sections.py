@@ -8,7 +8,6 @@ from typing import Any
 from simla_ray.config.load import read_yaml
 from simla_ray.markup import join, table, tag
 from simla_ray.markup.document import Section
-from simla_ray.report.results import percent
 from simla_ray.report.study import comparison_figures as figures
 from simla_ray.report.study.folder import Study, card, yaml_value
 from simla_ray.report.study.metrics import (
@@ -203,7 +202,7 @@ def details_section(study: Study, rows: Rows) -> Section | None:
         for i, run in enumerate(row["runs"]):
             values = (_values(row, metric) for metric in metrics)
             cells = (
-                shown(metric, found[i]) if i < len(found) else "–"
+                shown(metric, found[i]) if len(found) == len(row["runs"]) else "–"  # else no telling whose they are
                 for metric, found in zip(metrics, values, strict=True)
             )
             lines.append([study.link(f"runs/{run}", run), rows.name(row), _seed(study, run), *cells])
@@ -264,10 +263,3 @@ def _seed(study: Study, run: str) -> str:
 def _overrides(row: Row) -> Any:
     given = [tag("code", f"{path}={yaml_value(value)}") for path, value in (row.get("overrides") or {}).items()]
     return join(given, " ") if given else "–"
-
-
-def share_done(rows: Rows) -> str:
-    """How many runs of those planned are there."""
-    there = sum(len(row["runs"]) for row in rows.every)
-    planned = len(rows.every) * len(rows.seeds)
-    return f"{there} of {planned} runs" + (f" ({percent(there / planned)})" if planned and there < planned else "")

@@ -91,7 +91,7 @@ def points(metric: str, value: float | None, sign: bool = True) -> str:
 
 def with_spread(metric: str, mean: float | None, std: float | None) -> str:
     """``71.9 ± 1.2 %``: a mean over seeds with the standard deviation over them, where there is one."""
-    if mean is None or std is None or not math.isfinite(mean):
+    if mean is None or std is None or not (math.isfinite(mean) and math.isfinite(std)):
         return shown(metric, mean)
     unit = "" if correlation(metric) else " %"
     return f"{points(metric, mean, sign=False)} ± {points(metric, std, sign=False)}{unit}"

@@ -77,7 +77,19 @@ class Rows:
 
     @property
     def failed(self) -> list[tuple[Row, Mapping[str, Any]]]:
-        return [(row, run) for row in self.every for run in row.get("failed") or []]
+        """(row, run with its reason), each run once although several rows may share it."""
+        once = {run["name"]: (row, run) for row in reversed(self.every) for run in reversed(row.get("failed") or [])}
+        return list(reversed(once.values()))
+
+    @property
+    def runs(self) -> list[str]:
+        """Names of the finished runs, each once."""
+        return list(dict.fromkeys(run for row in self.every for run in row["runs"]))
+
+    @property
+    def missing(self) -> int:
+        """Places in the rows that have neither a finished nor a failed run yet."""
+        return sum(max(0, len(self.seeds) - len(row["runs"]) - len(row.get("failed") or [])) for row in self.every)
 
     def cautions(self) -> list[str]:
         """What the table does not say, from its own numbers."""
