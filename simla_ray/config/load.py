@@ -183,7 +183,7 @@ def difference(old: Run, new: Run, kind: str) -> list[tuple[str, Any, Any]]:
 def leaves_of(run: Run, kind: str) -> dict[str, Any]:
     """Dotted path -> value of every key of that kind (``identity`` or ``operational``)."""
     kinds = dict(leaf_kinds(Run))
-    return {path: value for path, value in _leaves(to_dict(run)) if _kind_of(path, kinds) == kind}
+    return {path: value for path, value in leaves(to_dict(run)) if _kind_of(path, kinds) == kind}
 
 
 def leaf_kinds(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ def pretrain_main(argv: Sequence[str]) -> int:
         prog="pretrain.py",
         description="Pretrain an image-text model. Without arguments: SIMLA, tiny, on the built-in world.",
     )
-    _config_arguments(parser)
+    config_arguments(parser)
     run_arguments(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: train(run_from(arguments), arguments), INTERRUPTED)
@@ -196,16 +196,22 @@ def export_main(argv: Sequence[str]) -> int:
 
 
 def run_from(arguments: argparse.Namespace) -> Run:
-    """The run that a command line describes; named options are overrides like any other."""
+    """The run that a command line describes."""
+    return load_run(arguments.config or [], overrides_of(arguments))
+
+
+def overrides_of(arguments: argparse.Namespace) -> list[str]:
+    """``key=value`` of a command line; named options are overrides like any other."""
     overrides = list(arguments.overrides)
     for option in ("method", "variant", "size", "name", "init_from"):
         value = getattr(arguments, option)
         if value is not None:
             overrides.append(f"{option}={json.dumps(str(value))}")
-    return load_run(arguments.config or [], overrides)
+    return overrides
 
 
-def _config_arguments(parser: argparse.ArgumentParser) -> None:
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What describes a pretraining."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the config, e.g. optim.lr=1e-4")
     parser.add_argument("--method", help=f"one of {', '.join(Method)} (default: simla)")
     parser.add_argument("--variant", help=f"one of {', '.join(Variant)} (default: default)")

@@ -104,7 +104,7 @@ def _train(run: Run, say: Callable[[str], None], within: Within | None, until: i
     for line in lines_of(start):
         say(line)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, 0 if within is None else FENCE_S):
+    with locked(folder, 0 if within is None else FENCE_S):
         newest, damaged = _take_over(folder)
         if within is None:
             cluster = clusters.join(run)
@@ -218,7 +218,7 @@ def _fit(
             raise UserError(why) from None
 
 
-class _locked:  # noqa: N801  (a context manager, used like a function)
+class locked:  # noqa: N801  (a context manager, used like a function)
     """One process at a time in a run's folder; one that was told to end has ``wait_s`` seconds for it."""
 
     def __init__(self, folder: Path, wait_s: float = 0.0):

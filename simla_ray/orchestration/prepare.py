@@ -145,15 +145,9 @@ def prepare(run: Run, folder: Path, cpus: int, shared: Path | None = None) -> Pr
         generate_world(run)
     indexes = build_indexes(run)
     check_rows(indexes)
-    if shared is not None:
-        shared.mkdir(parents=True, exist_ok=True)
-        kept = shared / _key(run, indexes["train"])
-        with (shared / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            _make(run, indexes, kept, cpus)
-        if not folder.exists():
-            with _in_one_piece(folder) as unfinished:
-                shutil.copytree(kept, unfinished, dirs_exist_ok=True)
+    if shared is not None and not folder.exists():
+        with _in_one_piece(folder) as unfinished:
+            shutil.copytree(_make_shared(run, indexes, shared, cpus), unfinished, dirs_exist_ok=True)
     _make(run, indexes, folder, cpus)
     repeated = load_tensors(folder / REPEATED)["ordinals"].numpy()
     if len(repeated) > run.data.max_drop_fraction * len(indexes["train"]):
@@ -162,6 +156,26 @@ def prepare(run: Run, folder: Path, cpus: int, shared: Path | None = None) -> Pr
             f"earlier row, more than the allowed {run.data.max_drop_fraction}"
         )
     return Prepared(folder, indexes, Vocabulary.load(folder), repeated)
+
+
+def prepare_shared(run: Run, shared: Path, cpus: int) -> dict[str, Index]:
+    """Make data, vocabulary and codes before the first of several runs asks for them; the indexes."""
+    if uses_world(run):
+        generate_world(run)
+    indexes = build_indexes(run)
+    check_rows(indexes)
+    _make_shared(run, indexes, shared, cpus)
+    return indexes
+
+
+def _make_shared(run: Run, indexes: dict[str, Index], shared: Path, cpus: int) -> Path:
+    """Vocabulary and codes among those that runs keep for each other; one run at a time makes some."""
+    shared.mkdir(parents=True, exist_ok=True)
+    kept = shared / _key(run, indexes["train"])
+    with (shared / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make(run, indexes, kept, cpus)
+    return kept
 
 
 def _key(run: Run, train: Index) -> str:

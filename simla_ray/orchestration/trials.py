@@ -99,6 +99,10 @@ class Follow(tune.Callback):
     ):
         self.started, self.reported, self.ended = started, reported, ended
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune keeps a copy of its callbacks in a file that nobody reads."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.started(name_of(trial))
 

@@ -1,0 +1,401 @@
+"""A sweep: many short runs by Ray Tune and Optuna, then the best of them against the base, with fresh seeds."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from simla_ray.config.load import difference
+from simla_ray.config.schema import Run
+from simla_ray.config.sweep import Plan, best_yaml, load_sweep, to_yaml
+from simla_ray.errors import UserError, guarded
+from simla_ray.evaluation.paired import PerImage, read_per_image
+from simla_ray.jsonl import read_lines
+from simla_ray.orchestration.cli import config_arguments, overrides_of, run_arguments
+from simla_ray.orchestration.launch import pretrain_until
+from simla_ray.orchestration.preflight import dry_run
+from simla_ray.orchestration.runs import run_folder
+from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, read_summary, write_json
+from simla_ray.orchestration.study import (
+    ELSEWHERE,
+    RUNNING,
+    Search,
+    Seen,
+    front,
+    importance,
+    open_storage,
+    seen,
+)
+from simla_ray.orchestration.trials import STOPPED, Follow, Outcome, run_trials
+from simla_ray.report.sweep import sweep_table, write_sweep_report
+from simla_ray.training.checkpoint import find_checkpoint
+
+#: What of a trunk's folder a trial goes on from, beside its checkpoint.
+TRUNK_FILES = ("metrics.jsonl", "dropped.jsonl", "prepared")
+#: How metrics that trials are chosen by are called.
+NAMES = {"retrieval_r10": "validation R@10", "keyword_ap": "validation keyword AP"}
+#: Metrics of which the repeats tell the difference, as far as there are values.
+TOLD = (
+    "retrieval/itc/t2i_r10",
+    "retrieval/itc/i2t_r10",
+    "retrieval/itm/t2i_r10",
+    "retrieval/itm/i2t_r10",
+    "match/auc_random",
+    "keywords/ap",
+    "grounding/pointing",
+    "words/color_right",
+    "words/mlm_accuracy",
+)
+
+
+def sweep_main(argv: Sequence[str]) -> int:
+    """``experiments/sweep_psl.py``"""
+    parser = argparse.ArgumentParser(
+        prog="sweep_psl.py",
+        description="Search for objective weights and keyword thresholds that work on your data. Without arguments: 8 "
+        "short trials on the built-in world, and the best of them against the base with three fresh seeds.",
+    )
+    config_arguments(parser)
+    run_arguments(parser)
+    arguments = parser.parse_intermixed_args(argv)
+
+    def main() -> int:
+        plan = load_sweep(arguments.config or [], overrides_of(arguments))
+        if arguments.print_config:
+            print(to_yaml(plan), end="")
+            return 0
+        say = partial(print, flush=True)
+        if arguments.dry_run:
+            say("\n".join(lines_of(plan)))
+            dry_run(plan.base.model_copy(update={"name": None}), say)
+            return 0
+        summary = sweep(plan, say)
+        print(sweep_table(summary))
+        print(f"best       {plan.base.storage / summary['name'] / 'best.yaml'}")
+        print(f"report     {plan.base.storage / summary['name'] / 'report.html'}")
+        return 0
+
+    return guarded(main, "interrupted; the same command with the same --name goes on")
+
+
+def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
+    """Run a sweep, or go on with an interrupted one of the same name.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: anything wrong with config, data, storage or resources; or another config under the same name.
+    """
+    name = plan.base.name or fresh(plan.base.storage, "sweep")
+    folder = plan.base.storage.resolve() / name
+    plan = replace(plan, base=plan.base.model_copy(update={"name": name}))
+    stored = folder / "sweep.yaml"
+    if stored.exists():
+        _check_same(stored, plan)
+    before = read_summary(folder)
+    if before is not None and not before["unfinished"] and stored.read_text() == to_yaml(plan):
+        say(f"sweep      {folder} is finished")
+        return before
+    began = time.time() - (before["seconds"] if before is not None else 0.0)
+    wanted, limit = plan.sweep.concurrent, plan.sweep.timeout_s
+    with opened(folder, plan.base, (), wanted, "sweep.concurrent", limit, say) as series:
+        stored.write_text(to_yaml(plan))
+        going = Going(replace(plan, base=series.base), series, began)
+        for line in lines_of(plan):
+            say(line)
+        going.train_trunk()
+        going.search()
+        return going.repeat()
+
+
+def lines_of(plan: Plan) -> list[str]:
+    """What is swept, and by what."""
+    by = " and ".join(NAMES.get(m, m) for m in plan.sweep.metrics)
+    how = "their Pareto front, every trial to its end" if plan.sweep.pareto else "trials are stopped early by it"
+    return [
+        f"sweep      {plan.sweep.trials} trials of {plan.base.label} by {by}; {how}",
+        *(f"space      {path}: {parameter.to_dict()}" for path, parameter in plan.sweep.space.items()),
+    ]
+
+
+def _check_same(stored: Path, plan: Plan) -> None:
+    was = load_sweep([stored])
+    changed = [line for line in difference(was.base, plan.base, "identity")]
+    for key, field in type(plan.sweep).model_fields.items():
+        a, b = getattr(was.sweep, key), getattr(plan.sweep, key)
+        if a != b and field.json_schema_extra == {"kind": "identity"}:
+            changed.append((f"sweep.{key}", a, b))
+    if changed:
+        lines = [f"{path}: the sweep has {a!r}, now {b!r}" for path, a, b in changed]
+        raise UserError(
+            f"{stored.parent} was started with another config; give the sweep another --name, or undo:\n"
+            + "\n".join(lines)
+        )
+
+
+class Going:
+    """A sweep that is going on.
+
+    Args:
+        began: when it would have begun, had it never been interrupted.
+    """
+
+    def __init__(self, plan: Plan, series: Series, began: float):
+        self.plan, self.series, self.began = plan, series, began
+        self.folder, self.say = series.folder, series.say
+        self.storage = open_storage(plan, self.folder)
+        self.study_name = plan.sweep.study or self.folder.name
+        self.metric = plan.sweep.metrics[0]
+        self.rungs = [] if plan.sweep.pareto else rungs_of(plan, series.steps)
+        self.outcomes: dict[str, Outcome] = {}
+        self.params: dict[str, dict[str, Any]] = {}
+        self.progress = Progress(
+            self.say, self.metric if not plan.sweep.pareto else plan.base.eval.best, self._described
+        )
+
+    def run_of(self, name: str, params: dict[str, Any]) -> Run:
+        """A trial's run. Its final evaluation is of the validation set too: nothing is chosen on the test set."""
+        base = self.plan.base
+        over = {
+            "name": self.series.name_of("trials", name),
+            "data.test": base.data.val,
+            "data.test_split": base.data.val_split,
+        }
+        if not self.plan.sweep.pareto:
+            over["eval.best"] = self.metric
+        run = self.plan.run(params, over)
+        self.params[str(run.name)] = params
+        if self.plan.sweep.trunk_steps:
+            _fork(self.folder / "trunk", run_folder(run))
+        return run
+
+    def train_trunk(self) -> None:
+        """The base up to where the trials part."""
+        steps = self.plan.sweep.trunk_steps
+        trunk = self.plan.base.model_copy(update={"name": self.series.name_of("trunk")})
+        if not steps or find_checkpoint(run_folder(trunk) / "checkpoints", steps) is not None:
+            return
+        self.say(f"trunk      {steps} steps of the base, from which every trial goes on")
+        pretrain_until(trunk, steps, self.say, self.series.within)
+
+    def search(self) -> None:
+        """Run what is missing of the trials."""
+        search = Search(self.plan, self.storage, self.study_name, str(self.folder), self.run_of, self.series.steps)
+        self.study = search.study
+        if not search.left:
+            return
+        if search.interrupted:
+            self.say(f"resume     {len(search.interrupted)} trials go on from their checkpoints")
+        self.progress.expect(search.left, self.series.concurrent)
+        follow = Follow(self.progress.started, self.progress.reported, self._ended)
+        run_trials(
+            self.series.within,
+            self.series.scratch,
+            concurrent=self.series.concurrent,
+            timeout_s=self.series.timeout_s,
+            follow=follow,
+            search=search,
+            n=search.left,
+            scheduler=self._scheduler(),
+        )
+
+    def _scheduler(self) -> TrialScheduler | None:
+        """ASHA that knows what earlier starts, and other clusters, have seen at its rungs."""
+        if not self.rungs:
+            return None
+        scheduler = ASHAScheduler(
+            time_attr="step",
+            metric=self.metric,
+            mode="max",
+            grace_period=self.rungs[0],
+            reduction_factor=self.plan.sweep.reduction,
+            max_t=self.series.steps,
+        )
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.state.is_finished() and trial.intermediate_values:
+                known = SimpleNamespace(trial_id=f"known-{trial.number}")
+                scheduler.on_trial_add(None, known)
+                for step, value in sorted(trial.intermediate_values.items()):
+                    scheduler.on_trial_result(None, known, {"step": step, self.metric: value})
+        return scheduler
+
+    def _described(self, name: str) -> str:
+        params = self.params.get(name)
+        if params is None:
+            return ""
+        if params == self.plan.default_params()[0]:
+            return "the base itself"
+        return " ".join(f"{path.removeprefix('objectives.')}={_short(value)}" for path, value in params.items())
+
+    def _ended(self, name: str, outcome: Outcome) -> None:
+        self.outcomes[name] = outcome
+        self.progress.ended(name, outcome)
+        self.write(None, unfinished=True)
+
+    def repeat(self) -> dict[str, Any]:
+        """Train the best and the base again with fresh seeds, evaluated on the test set; write everything."""
+        best = self.best()
+        repeats = None
+        if best is None:
+            self.say("best       none: no trial ran to its end")
+        else:
+            (self.folder / "best.yaml").write_text(best_yaml(self.plan, best.params))
+            values = ", ".join(
+                f"{NAMES.get(m, m)} {100 * v:.1f} %"
+                for m, v in zip(self.plan.sweep.metrics, best.values or [], strict=True)
+            )
+            self.say(f"best       {best.name}: {values}")
+            if self.plan.sweep.seeds:
+                repeats = self._repeats(best)
+        summary = self.write(repeats, unfinished=False)
+        return summary
+
+    def _repeats(self, best: Seen) -> dict[str, Any]:
+        seeds = [self.plan.base.seed + 1 + i for i in range(self.plan.sweep.seeds)]
+        sides = {"default": {}} if self.is_default(best.params) else {"best": best.params, "default": {}}
+        runs = {
+            (side, seed): self.plan.run(
+                params, {"name": self.series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed}
+            )
+            for seed in seeds
+            for side, params in sides.items()
+        }
+        self.say(f"repeat     {' and '.join(sides)} with seeds {', '.join(map(str, seeds))}, evaluated on the test set")
+        ended = self.series.run_all([(run, self.series.steps) for run in runs.values()], self.progress)
+        found: dict[str, Any] = {"seeds": seeds, "best": [], "default": [], "failed": [], "differences": []}
+        measured: dict[tuple[str, int], PerImage] = {}
+        for (side, seed), run in runs.items():
+            outcome = ended[str(run.name)]
+            if outcome.summary is None:
+                found["failed"].append({"name": str(run.name).partition("/")[2], "reason": outcome.reason})
+            else:
+                measured[side, seed] = read_per_image(run_folder(run))
+                metrics = measured[side, seed].metrics
+                found[side].append({"seed": seed, "name": str(run.name).partition("/")[2], "metrics": metrics})
+        pairs = [
+            (measured["best", s], measured["default", s])
+            for s in seeds
+            if {("best", s), ("default", s)} <= set(measured)
+        ]
+        if pairs:
+            ours, base = zip(*pairs, strict=True)
+            found["differences"] = differences(ours, base, TOLD)
+        return found
+
+    def is_default(self, params: dict[str, Any]) -> bool:
+        return params == self.plan.default_params()[0]
+
+    def best(self) -> Seen | None:
+        """The best of all trials that ran to their end; of a front the one with the best mean rank."""
+        done = [trial for trial in self._seen() if trial.values is not None]
+        if not done:
+            return None
+        ranks = [sorted((t.values[k] for t in done), reverse=True) for k in range(len(self.plan.sweep.metrics))]  # type: ignore[index]
+        return min(done, key=lambda t: (sum(r.index(v) for r, v in zip(ranks, t.values or [], strict=True)), t.number))
+
+    def _seen(self) -> list[Seen]:
+        return seen(self.study, str(self.folder))
+
+    def write(self, repeats: dict[str, Any] | None, *, unfinished: bool) -> dict[str, Any]:
+        """summary.json, and report.html in the end."""
+        best = self.best()
+        summary = {
+            "kind": "sweep",
+            "name": self.folder.name,
+            "label": self.plan.base.label,
+            "study": self.study_name,
+            "storage": None if self.plan.sweep.storage is None else str(self.plan.sweep.storage),
+            "unfinished": unfinished,
+            "seconds": time.time() - self.began,
+            "steps": self.series.steps,
+            "rungs": self.rungs,
+            "concurrent": self.series.concurrent,
+            "objectives": [{"metric": m, "name": NAMES.get(m, m)} for m in self.plan.sweep.metrics],
+            "space": {path: parameter.to_dict() for path, parameter in self.plan.sweep.space.items()},
+            "base": {path: value for path, value in (self.plan.default_params()[0] or {}).items()},
+            "trials": [self._trial(trial) for trial in self._seen()],
+            "best": best.name if best is not None else None,
+            "front": front(self.study, str(self.folder)),
+            "importance": importance(self.study),
+            "repeats": repeats,
+        }
+        write_json(self.folder / "summary.json", summary)
+        write_sweep_report(self.folder)
+        return summary
+
+    def _trial(self, trial: Seen) -> dict[str, Any]:
+        folder = self.folder / "trials" / trial.name
+        summary = None if trial.status == ELSEWHERE else read_summary(folder)
+        lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "val"]
+        metrics = dict(read_per_image(folder).metrics) if summary is not None else {}
+        step = trial.step
+        if lines and trial.status != ELSEWHERE:
+            at = next((x for x in lines if summary is not None and x["step"] == summary["best_step"]), lines[-1])
+            metrics = at["metrics"] | metrics
+            step = max(step, lines[-1]["step"])
+        pareto = self.plan.sweep.pareto
+        return {
+            "number": trial.number,
+            "name": trial.name,
+            "params": trial.params,
+            "metrics": metrics,
+            "value": trial.values[0]
+            if trial.values and not pareto
+            else metrics.get(self.metric)
+            if not pareto
+            else None,
+            "values": trial.values if pareto else None,
+            "status": trial.status,
+            "stopped_early": trial.status == STOPPED,
+            "reason": trial.reason,
+            "steps": step,
+            "seconds": trial.seconds,
+            "default": trial.default or self.is_default(trial.params),
+        }
+
+
+def rungs_of(plan: Plan, steps: int) -> list[int]:
+    """Steps at which a trial may be stopped: validations after the grace, each ``reduction`` times the last."""
+    every = plan.base.eval.every_steps
+    first = max(1, math.ceil(plan.grace() * steps / every)) * every
+    found, rung = [], float(first)
+    while rung < steps:
+        found.append(math.ceil(rung / every) * every)
+        rung *= plan.sweep.reduction
+    return [rung for rung in found if rung < steps]
+
+
+def _fork(trunk: Path, folder: Path) -> None:
+    """Let a run that has not begun go on from a trunk's checkpoint."""
+    if (folder / "checkpoints").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    newest = find_checkpoint(trunk / "checkpoints")
+    assert newest is not None
+    for name in TRUNK_FILES:
+        if (trunk / name).is_dir():
+            shutil.copytree(trunk / name, folder / name, dirs_exist_ok=True)
+        elif (trunk / name).exists():
+            shutil.copy(trunk / name, folder / name)
+    unfinished = folder / "checkpoints.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.copytree(newest, unfinished / newest.name)
+    unfinished.rename(folder / "checkpoints")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["RUNNING", "sweep", "sweep_main"]
