@@ -158,14 +158,14 @@ def prepare(run: Run, folder: Path, cpus: int, shared: Path | None = None) -> Pr
     return Prepared(folder, indexes, Vocabulary.load(folder), repeated)
 
 
-def prepare_shared(run: Run, shared: Path, cpus: int) -> dict[str, Index]:
-    """Make data, vocabulary and codes before the first of several runs asks for them; the indexes."""
+def prepare_shared(run: Run, shared: Path, cpus: int) -> Prepared:
+    """Make data, vocabulary and codes before the first of several runs asks for them."""
     if uses_world(run):
         generate_world(run)
     indexes = build_indexes(run)
     check_rows(indexes)
-    _make_shared(run, indexes, shared, cpus)
-    return indexes
+    kept = _make_shared(run, indexes, shared, cpus)
+    return Prepared(kept, indexes, Vocabulary.load(kept))
 
 
 def _make_shared(run: Run, indexes: dict[str, Index], shared: Path, cpus: int) -> Path:

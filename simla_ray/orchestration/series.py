@@ -33,7 +33,7 @@ class Series:
 
     Args:
         base: with absolute paths; what the cluster was looked at for.
-        steps: of the base.
+        steps: of the base; ``vocabulary_size``, its word pieces.
         concurrent: runs at a time.
     """
 
@@ -41,6 +41,7 @@ class Series:
     base: Run
     within: Within
     steps: int
+    vocabulary_size: int
     concurrent: int
     timeout_s: float | None
     say: Say
@@ -126,9 +127,9 @@ def opened(
         if not shared.exists():
             say("prepare    data, vocabulary and visual codes, once for all runs")
         prepared = prepare_shared(base, shared, base.data.decode_cpus * concurrent)
-        steps = total_steps(base, pipeline.order_of(base, prepared["train"]), None)
+        steps = total_steps(base, pipeline.order_of(base, prepared.indexes["train"]), None)
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's new output cannot be switched off
-        yield Series(folder, base, Within(cluster, shared), steps, concurrent, timeout_s, say)
+        yield Series(folder, base, Within(cluster, shared), steps, len(prepared.vocabulary), concurrent, timeout_s, say)
 
 
 @dataclass

@@ -44,6 +44,8 @@ from simla_ray.training.checkpoint import find_checkpoint
 TRUNK_FILES = ("metrics.jsonl", "dropped.jsonl", "prepared")
 #: How metrics that trials are chosen by are called.
 NAMES = {"retrieval_r10": "validation R@10", "keyword_ap": "validation keyword AP"}
+#: What a validation metric is on the test set.
+TEST_OF = {"retrieval_r10": "retrieval/itc/t2i_r10", "keyword_ap": "keywords/ap", "mlm_accuracy": "words/mlm_accuracy"}
 #: Metrics of which the repeats tell the difference, as far as there are values.
 TOLD = (
     "retrieval/itc/t2i_r10",
@@ -261,9 +263,11 @@ class Going:
         summary = self.write(repeats, unfinished=False)
         return summary
 
-    def _repeats(self, best: Seen) -> dict[str, Any]:
+    def _repeats(self, best: Seen) -> dict[str, Any] | None:
+        """The best trial, or the best but the base where that won, and the base; with seeds that the search never saw."""
+        rival = best if not self.is_default(best.params) else self.best(besides_base=True)
         seeds = [self.plan.base.seed + 1 + i for i in range(self.plan.sweep.seeds)]
-        sides = {"default": {}} if self.is_default(best.params) else {"best": best.params, "default": {}}
+        sides: dict[str, dict[str, Any]] = {"default": {}} if rival is None else {"best": rival.params, "default": {}}
         runs = {
             (side, seed): self.plan.run(
                 params, {"name": self.series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed}
@@ -271,34 +275,40 @@ class Going:
             for seed in seeds
             for side, params in sides.items()
         }
-        self.say(f"repeat     {' and '.join(sides)} with seeds {', '.join(map(str, seeds))}, evaluated on the test set")
+        said = "the base" if rival is None else f"{rival.name} and the base"
+        self.say(f"repeat     {said} with seeds {', '.join(map(str, seeds))}, evaluated on the test set")
         ended = self.series.run_all([(run, self.series.steps) for run in runs.values()], self.progress)
-        found: dict[str, Any] = {"seeds": seeds, "best": [], "default": [], "failed": [], "differences": []}
+        told = sorted(
+            TOLD, key=lambda metric: metric not in self.plan.sweep.metrics and metric != TEST_OF.get(self.metric)
+        )
+        found: dict[str, Any] = {"seeds": seeds, "trial": rival and rival.name, "best": [], "default": [], "failed": []}
         measured: dict[tuple[str, int], PerImage] = {}
         for (side, seed), run in runs.items():
-            outcome = ended[str(run.name)]
+            outcome, name = ended[str(run.name)], run_folder(run).name
             if outcome.summary is None:
-                found["failed"].append({"name": str(run.name).partition("/")[2], "reason": outcome.reason})
-            else:
-                measured[side, seed] = read_per_image(run_folder(run))
-                metrics = measured[side, seed].metrics
-                found[side].append({"seed": seed, "name": str(run.name).partition("/")[2], "metrics": metrics})
+                found["failed"].append({"name": name, "reason": outcome.reason})
+                continue
+            measured[side, seed] = read_per_image(run_folder(run))
+            metrics = {
+                metric: measured[side, seed].metrics[metric]
+                for metric in told
+                if metric in measured[side, seed].metrics
+            }
+            found[side].append({"seed": seed, "name": name, "metrics": metrics})
         pairs = [
             (measured["best", s], measured["default", s])
             for s in seeds
             if {("best", s), ("default", s)} <= set(measured)
         ]
-        if pairs:
-            ours, base = zip(*pairs, strict=True)
-            found["differences"] = differences(ours, base, TOLD)
-        return found
+        ours, base = zip(*pairs, strict=True) if pairs else ((), ())
+        return found | {"differences": differences(ours, base, told) if pairs else []}
 
     def is_default(self, params: dict[str, Any]) -> bool:
         return params == self.plan.default_params()[0]
 
-    def best(self) -> Seen | None:
+    def best(self, *, besides_base: bool = False) -> Seen | None:
         """The best of all trials that ran to their end; of a front the one with the best mean rank."""
-        done = [trial for trial in self._seen() if trial.values is not None]
+        done = [t for t in self._seen() if t.values is not None and not (besides_base and self.is_default(t.params))]
         if not done:
             return None
         ranks = [sorted((t.values[k] for t in done), reverse=True) for k in range(len(self.plan.sweep.metrics))]  # type: ignore[index]

@@ -123,8 +123,11 @@ def _outcome(trials: Trials, summary: Mapping[str, Any]) -> str:
     if not differences:
         return f"{text}. Not trained again with other seeds, so what is chance in it cannot be said."
     count = differences[0].get("seeds") or len(summary["repeats"]["seeds"])
+    rival = summary["repeats"].get("trial") or best["name"]
+    if rival != best["name"]:
+        text += f". The base itself is the best, so {rival}, the best of the others, was held against it"
     text += f". Again with {count} fresh seed{'s' * (count != 1)} on the test set: "
-    return text + finding(differences[0], best["name"], "the base config")
+    return text + finding(differences[0], rival, "the base config")
 
 
 def _notes(study: Study, trials: Trials) -> Markup | None:

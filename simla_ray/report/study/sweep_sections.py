@@ -63,7 +63,7 @@ def repeats_section(study: Study, trials: Trials) -> Section | None:
     if not repeats:
         return None
     seeds = repeats["seeds"]
-    parts: list[Any] = [tag("p", _what_repeats_are(trials, seeds), class_="lead")]
+    parts: list[Any] = [tag("p", _what_repeats_are(trials, repeats), class_="lead")]
     for which, title in (("best", "best trial"), ("default", "base config")):
         missing = sorted(set(seeds) - {run["seed"] for run in repeats[which]})
         if missing:
@@ -92,12 +92,18 @@ def repeats_section(study: Study, trials: Trials) -> Section | None:
     return "repeats", "Is it better than the base?", join(parts)
 
 
-def _what_repeats_are(trials: Trials, seeds: Sequence[int]) -> str:
+def _what_repeats_are(trials: Trials, repeats: Mapping[str, Any]) -> str:
+    seeds, rival = repeats["seeds"], repeats.get("trial")
     chosen = " and ".join(objective["name"] for objective in trials.objectives)
     count = f"{len(trials.finished)} finished trial{'s' * (len(trials.finished) != 1)}"
     text = f"The best of {count} was chosen by {chosen} on the validation set, so its value there is flattered by "
     text += f"the choice. Here both configs were trained again with {len(seeds)} seed{'s' * (len(seeds) != 1)} that "
-    return text + "the search did not use, and measured on the test set, which chose nothing."
+    text += "the search did not use, and measured on the test set, which chose nothing."
+    if rival and trials.best and rival not in trials.best:
+        text += (
+            f" The base itself came out best, so it is {rival}, the best of the other trials, that stands beside it."
+        )
+    return text
 
 
 def _runs(study: Study, repeats: Mapping[str, Any]) -> Markup:
