@@ -264,7 +264,7 @@ class Going:
         return summary
 
     def _repeats(self, best: Seen) -> dict[str, Any] | None:
-        """The best trial, or the best but the base where that won, and the base; with seeds that the search never saw."""
+        """The best trial, where the base won the best of the others, and the base: with seeds the search never saw."""
         rival = best if not self.is_default(best.params) else self.best(besides_base=True)
         seeds = [self.plan.base.seed + 1 + i for i in range(self.plan.sweep.seeds)]
         sides: dict[str, dict[str, Any]] = {"default": {}} if rival is None else {"best": rival.params, "default": {}}
