@@ -104,6 +104,19 @@ def test_the_attention_of_our_stack_is_counted_whole(dropout):
     assert found == 3 * (linear + 2 * 2 * R * M * S * D)
 
 
+def test_a_module_without_gradients_on_a_view_is_counted():
+    linear = torch.nn.Linear(4, 4, device="meta")
+    x = torch.empty(3, 5, 4, device="meta", requires_grad=True)
+
+    def total():
+        with torch.no_grad():
+            linear((2 * x)[:, :1])
+            linear(x[:, :1])
+        return linear(x).sum()
+
+    assert measure.flops(total) == 2 * (2 * 3 * 16) + 3 * (2 * 15 * 16)
+
+
 def test_autocast_is_itself_again_after_counting():
     before = torch.autocast
     weight = torch.empty(3, 3, device="meta", requires_grad=True)
