@@ -39,6 +39,7 @@ VALIDATION_METRICS = {
     "itm_accuracy": "itm",
     "mlm_accuracy": "mlm",
     "mim_accuracy": "mim",
+    "keyword_ap": "psl",
     "answers_accuracy": "answers",
     "labels_accuracy": "labels",
     "last": None,

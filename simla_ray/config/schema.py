@@ -358,7 +358,10 @@ class Checkpoint(Section):
 class Eval(Section):
     every_steps: int = operational(1000, "steps between validations", ge=1)
     batches: int = operational(8, "fixed validation micro-batches", ge=1)
-    best: str = operational("retrieval_r10", "validation metric (higher is better) that picks the best checkpoint")
+    best: str = operational(
+        "retrieval_r10",
+        "validation metric (higher is better) that picks the best checkpoint; keyword_ap is measured only then",
+    )
     pairs: int = operational(1000, "rows at most in validation retrieval and in the final evaluation", ge=2)
     rerank_top_k: int = operational(32, "candidates that ITM re-ranks per query", ge=1)
     answers_top_k: int = operational(

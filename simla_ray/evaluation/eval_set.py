@@ -101,7 +101,12 @@ class EvalSet:
         Raises:
             UserError: there is no row, or none can be used.
         """
-        loaded = interleave(work.gather(load_items(scorer, rows)))
+        return cls.of(scorer, load_items(scorer, rows), work)
+
+    @classmethod
+    def of(cls, scorer: Scorer, own: Sequence[Item | str], work: Work) -> EvalSet:
+        """The same of this rank's rows as ``load_items`` gives them."""
+        loaded = interleave(work.gather(own))
         items, dropped = split_dropped(loaded)
         return cls(scorer, work, merge_images(items), len(loaded), dropped)
 

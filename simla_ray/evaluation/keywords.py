@@ -80,6 +80,64 @@ def truth_of(item: Item, stop_words: frozenset[str]) -> tuple[frozenset[str], fr
     return others - said - stop_words, None
 
 
+@dataclass(frozen=True)
+class Unsaid:
+    """The words that first captions leave unsaid, as far as a run can rank them."""
+
+    data: EvalSet
+    psl: Psl
+    stop_words: frozenset[str]
+    candidates: Candidates
+    number: dict[str, int]  # of each candidate
+    cases: list[Case]
+
+    def ap(self) -> float:
+        """``ap`` of ``measure`` alone, with the weights of the moment. Collective."""
+        chunks = chunks_of(len(self.cases), IMAGES)
+        parts = self.data.work.map(lambda c: self._precisions([self.cases[i] for i in c]), chunks)
+        return float(np.array([one for part in parts for one in part]).mean())
+
+    def _precisions(self, cases: list[Case]) -> list[float]:
+        scores = self.scores(np.stack([self.data.items[case.item].image for case in cases]))[1]
+        return [average_precision(self.ranked(case, row)[1]) for case, row in zip(cases, scores, strict=True)]
+
+    def scores(self, images: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """The teacher's image tokens (B, N, D), and its concept head's scores of the candidates (B, n)."""
+        scorer = self.data.scorer
+        tokens, vectors = scorer.encode_images(images, towers=scorer.teacher)
+        with torch.no_grad(), autocast(scorer.run, scorer.device):
+            logits = scorer.teacher.concept_head(vectors)
+        return tokens, np.nan_to_num(self.candidates.scores(logits).cpu().numpy())
+
+    def ranked(self, case: Case, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates that the caption does not say, best first, by number, and which of them are true."""
+        unsaid, right = np.ones(len(scores), bool), np.zeros(len(scores), bool)
+        unsaid[[self.number[word] for word in case.said if word in self.number]] = False
+        right[[self.number[word] for word in case.truth]] = True
+        order = np.flatnonzero(unsaid)[np.argsort(-scores[unsaid], kind="stable")]
+        return order, right[order]
+
+
+def unsaid(data: EvalSet) -> Unsaid | str:
+    """What is left unsaid, or the reason why there is nothing to rank."""
+    psl = data.run.objectives.psl
+    if psl is None or "psl" not in data.active:
+        return "no objective psl"
+    # Stop words are never truth, also in a run that takes them as keywords: numbers of two runs stay comparable.
+    stop_words = load_stop_words(psl.stop_words or "en")
+    candidates = Candidates.of(data.scorer.vocabulary, stop_words)
+    number_of = {word: k for k, word in enumerate(candidates.words)}
+    known = set(number_of)
+    cases = []
+    for i, item in enumerate(data.items):
+        truth, visible = truth_of(item, stop_words)
+        if truth & known:
+            cases.append(Case(i, frozenset(item.captions[0].split()), truth & known, visible))
+    if not cases:
+        return "no column keywords and no second caption, or they say nothing new"
+    return Unsaid(data, psl, stop_words, candidates, number_of, cases)
+
+
 def measure(data: EvalSet) -> EvalResult | str:
     """Ranking of all words that the shown caption does not say, by the concept head; teacher's where there is one.
 
@@ -89,21 +147,11 @@ def measure(data: EvalSet) -> EvalResult | str:
     which the image shows. Words that no training caption used cannot be ranked and are no truth. Equal scores are
     ranked alphabetically. Without PSL or truth, the reason.
     """
-    psl = data.run.objectives.psl
-    if psl is None or "psl" not in data.active:
-        return "no objective psl"
-    # Stop words are never truth, also in a run that takes them as keywords: numbers of two runs stay comparable.
-    stop_words = load_stop_words(psl.stop_words or "en")
-    candidates = Candidates.of(data.scorer.vocabulary, stop_words)
-    known = set(candidates.words)
-    cases = []
-    for i, item in enumerate(data.items):
-        truth, visible = truth_of(item, stop_words)
-        if truth & known:
-            cases.append(Case(i, frozenset(item.captions[0].split()), truth & known, visible))
-    if not cases:
-        return "no column keywords and no second caption, or they say nothing new"
-    parts = data.work.map(lambda c: _judge(data, psl, candidates, [cases[i] for i in c]), chunks_of(len(cases), IMAGES))
+    found = unsaid(data)
+    if isinstance(found, str):
+        return found
+    cases = found.cases
+    parts = data.work.map(lambda c: _judge(found, [cases[i] for i in c]), chunks_of(len(cases), IMAGES))
     judged = [one for part in parts for one in part]
     values = {name: np.array([one[name] for one in judged]) for name in ("ap", "baseline_ap", "precision", "recall")}
     metrics: dict[str, Any] = {name: float(column.mean()) for name, column in values.items()}
@@ -121,36 +169,29 @@ def measure(data: EvalSet) -> EvalResult | str:
         metrics["selected_precision"] = float(seen.mean())
         intervals["selected_precision"] = mean_interval(seen, owner)
         per_image |= image_sums({"selected_precision": seen}, len(data), owner)
-    return EvalResult("keywords", metrics, _examples(data, stop_words, cases, judged), intervals, per_image)
+    return EvalResult("keywords", metrics, _examples(found, judged), intervals, per_image)
 
 
-def _judge(data: EvalSet, psl: Psl, candidates: Candidates, cases: list[Case]) -> list[dict[str, Any]]:
+def _judge(unsaid: Unsaid, cases: list[Case]) -> list[dict[str, Any]]:
     """ap, baseline_ap, precision, recall, recommended words and selected words of each case."""
-    scorer = data.scorer
+    data, psl, candidates = unsaid.data, unsaid.psl, unsaid.candidates
     items = [data.items[case.item] for case in cases]
     images = np.stack([item.image for item in items])
-    tokens, vectors = scorer.encode_images(images, towers=scorer.teacher)
-    with torch.no_grad(), autocast(scorer.run, scorer.device):
-        logits = scorer.teacher.concept_head(vectors)
-    scores = np.nan_to_num(candidates.scores(logits).cpu().numpy())
+    tokens, scores = unsaid.scores(images)
     if psl.image_source is Side.student:
-        tokens, _ = scorer.encode_images(images)
+        tokens, _ = data.scorer.encode_images(images)
     selected = selected_words(data, psl, items, tokens)
-    words = np.array(candidates.words)
     judged = []
     for case, row, chosen in zip(cases, scores, selected, strict=True):
-        open_words = np.array([word not in case.said for word in candidates.words])
-        right = np.array([word in case.truth for word in candidates.words])[open_words]
-        order = np.argsort(-row[open_words], kind="stable")
-        by_frequency = np.argsort(-candidates.frequency[open_words], kind="stable")
-        top = order[: psl.max_keywords]
+        order, right = unsaid.ranked(case, row)
+        top = right[: psl.max_keywords]
         judged.append(
             {
-                "ap": average_precision(right[order]),
-                "baseline_ap": average_precision(right[by_frequency]),
-                "precision": float(right[top].mean()),
-                "recall": float(right[top].sum() / right.sum()),
-                "recommended": words[open_words][top].tolist(),
+                "ap": average_precision(right),
+                "baseline_ap": average_precision(unsaid.ranked(case, candidates.frequency)[1]),
+                "precision": float(top.mean()),
+                "recall": float(top.sum() / right.sum()),
+                "recommended": [candidates.words[i] for i in order[: psl.max_keywords]],
                 "selected": chosen,
             }
         )
@@ -180,10 +221,9 @@ def selected_words(data: EvalSet, psl: Psl, items: list[Item], image_tokens: tor
     return found
 
 
-def _examples(
-    data: EvalSet, stop_words: frozenset[str], cases: list[Case], judged: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _examples(unsaid: Unsaid, judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Half of them with an average precision above the mean."""
+    data, cases, stop_words = unsaid.data, unsaid.cases, unsaid.stop_words
     ap = np.array([one["ap"] for one in judged])
     examples = []
     for k in pick(ap >= ap.mean()):

@@ -65,7 +65,8 @@ def build_indexes(run: Run) -> dict[str, Index]:
     """Index train, val and test; the built-in world must have been generated.
 
     Raises:
-        UserError: missing or empty sets, missing columns, a set too small for one batch.
+        UserError: missing or empty sets, missing columns, a set too small for one batch, or one without what
+            ``eval.best`` is measured against.
     """
     indexes = {name: index_of(run, name) for name in SETS}
     order = pipeline.order_of(run, indexes["train"])
@@ -82,7 +83,23 @@ def build_indexes(run: Run) -> dict[str, Index]:
         raise UserError(
             f"data.val: {len(indexes['val'])} rows are less than one micro-batch (batch.micro={run.batch.micro})"
         )
+    if run.eval.best == "keyword_ap":
+        _check_truth(run, indexes["val"])
     return indexes
+
+
+def _check_truth(run: Run, val: Index) -> None:
+    """Some validation image has to show what its first caption may leave unsaid; no image is read."""
+    n, seen = min(run.eval.pairs, len(val)), set()
+    for unit, places, _ in val.locate(np.arange(n)):
+        for row in read_rows(unit, places, ("uid", "image_id", "captions", "keywords"), val.roots):
+            if row.get("keywords") or len(row["captions"]) > 1 or row["image_id"] in seen:
+                return
+            seen.add(row["image_id"])
+    raise UserError(
+        "eval.best: keyword_ap needs the column keywords, or an image with two captions, in data.val; found neither "
+        f"in the first {n} rows"
+    )
 
 
 def index_of(run: Run, name: str) -> Index:

@@ -16,6 +16,7 @@ from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.errors import UserError
 from simla_ray.evaluation import questions, statements
 from simla_ray.evaluation.eval_set import EvalSet, Item, load_items
+from simla_ray.evaluation.keywords import Unsaid, unsaid
 from simla_ray.evaluation.retrieval import validation_retrieval
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Work
@@ -29,7 +30,11 @@ from simla_ray.types import EvalResult
 class Validation:
     """Collective; call it for the metrics of the moment.
 
-    Its rows are read once and split over the workers by number; those with questions are held by every worker.
+    Its rows are read once and split over the workers by number; those with questions are held by every worker, and all
+    where ``keyword_ap`` picks the best checkpoint.
+
+    Raises:
+        UserError: no validation row can be used, or none says what ``keyword_ap`` is measured against.
     """
 
     def __init__(self, run: Run, prepared: Prepared, losses: Losses, comm: Comm, device: torch.device):
@@ -41,14 +46,21 @@ class Validation:
         if task_columns(run):
             asked = list(pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs))
             self.asked = EvalSet.load(self.scorer, asked, Work(comm.rank, comm.world, comm.gather))
-        if "itc" in run.objectives.active():
+        self.unsaid: Unsaid | None = None
+        by_keywords = run.eval.best == "keyword_ap"
+        if "itc" in run.objectives.active() or by_keywords:
             rows = pipeline.iterate_rows(prepared.indexes["val"], comm.rank, comm.world, run.eval.pairs)
             self.items = load_items(self.scorer, rows)
+        if by_keywords:
+            self.unsaid = _unsaid(EvalSet.of(self.scorer, self.items, Work(comm.rank, comm.world, comm.gather)))
 
     def __call__(self) -> dict[str, float]:
         metrics = fixed_losses(self.run, self.losses, self.batches, self.n_batches, self.comm, self.device)
         if "itc" in self.run.objectives.active():
             metrics |= validation_retrieval(self.scorer, self.items, self.comm.gather)
+        if self.unsaid is not None:
+            self.scorer.eval_mode()
+            metrics["keyword_ap"] = self.unsaid.ap()
         if self.asked is not None:
             self.scorer.eval_mode()
             for name, measure in (("answers", questions.measure), ("labels", statements.measure)):
@@ -57,6 +69,13 @@ class Validation:
                     metrics[f"{name}_accuracy"] = result.metrics["accuracy"]
         self.losses.train()
         return metrics
+
+
+def _unsaid(data: EvalSet) -> Unsaid:
+    found = unsaid(data)
+    if isinstance(found, str):
+        raise UserError(f"eval.best: keyword_ap cannot be measured on data.val: {found}")
+    return found
 
 
 def fixed_batches(run: Run, prepared: Prepared, comm: Comm) -> tuple[list[tuple[int, Any]], int]:

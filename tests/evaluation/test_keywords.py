@@ -11,7 +11,7 @@ from simla_ray.evaluation.intervals import mean_interval
 from simla_ray.evaluation.keywords import Candidates, average_precision, truth_of
 from simla_ray.evaluation.work import Work
 
-from .conftest import make_scorer
+from .conftest import make_scorer, on_ranks
 
 
 def slow_ap(order, truth):
@@ -101,6 +101,26 @@ def test_measure_against_a_loop(vocabulary, world_rows):
     for example in result.examples:
         assert len(example["recommended"]) == 5 and not set(example["recommended"]) & set(example["caption"].split())
         assert 1 <= len(example["selected"]) <= 5 and set(example["selected"]) <= set(example["said"])
+
+
+def test_the_quality_while_training_is_that_of_the_evaluation(vocabulary, world_rows):
+    """Two rows show one image, one cannot be read; with the weights of the moment, whoever computes what."""
+    rows = [dict(row) for row in world_rows["train"][:40]]
+    rows[9]["image_id"], rows[20]["image"] = rows[4]["image_id"], b"no image"
+
+    def on_rank(scorer, rank, gather, world):
+        scorer.eval_mode()
+        found = keywords.unsaid(EvalSet.load(scorer, rows[rank::world], Work(rank, world, gather)))
+        before = found.ap()
+        with torch.no_grad():
+            for parameter in scorer.model.teacher.master.concept_head.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        return before, found.ap(), keywords.measure(found.data).metrics["ap"]
+
+    expected = on_rank(make_scorer(vocabulary), 0, lambda own: [own], 1)
+    assert expected[0] != expected[1] == expected[2]
+    scorers = [make_scorer(vocabulary) for _ in range(3)]
+    assert on_ranks(3, lambda rank, gather: on_rank(scorers[rank], rank, gather, 3)) == [expected] * 3
 
 
 def test_selected_keywords_are_those_of_training(data):

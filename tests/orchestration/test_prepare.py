@@ -1,5 +1,7 @@
 """Indexes of a run's data, of which ``data.fraction`` of the training rows is kept."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simla_ray.config.load import load_run
@@ -57,3 +59,24 @@ def test_a_share_that_is_too_small_is_said(world_files):
         build_indexes(load(world_files, "data.fraction=0.05"))
     with pytest.raises(UserError, match=r"data\.fraction: 0\.005 of the rows of .*train\.parquet is less than one"):
         build_indexes(load(world_files, "data.fraction=0.005"))
+
+
+def without(path, folder, *columns, captions=None):
+    """The rows of a file without some columns, and with so many captions each."""
+    table = pq.read_table(path).drop_columns(list(columns))
+    if captions is not None:
+        cut = pa.array([each[:captions] for each in table["captions"].to_pylist()])
+        table = table.set_column(table.column_names.index("captions"), "captions", cut)
+    pq.write_table(table, folder / "val.parquet")
+    return f"data.val=[{folder / 'val'}.parquet]"
+
+
+def test_keyword_quality_needs_something_to_be_measured_against(world_files, tmp_path):
+    best = "eval.best=keyword_ap"
+    build_indexes(load(world_files, best))
+    train = world_files / "train.parquet"
+    build_indexes(load(world_files, best, without(train, tmp_path, "keywords", "claims")))  # other captions tell
+    bare = without(train, tmp_path, "keywords", "claims", captions=1)
+    with pytest.raises(UserError, match=r"eval\.best: keyword_ap needs the column keywords, .* the first 96 rows"):
+        build_indexes(load(world_files, best, bare))
+    build_indexes(load(world_files, bare))
