@@ -88,6 +88,8 @@ def share_of(index: Index, fraction: float) -> Index:
 
 
 def _share(units: Sequence[Unit], fraction: float) -> list[Unit]:
+    if not units:
+        return []
     rows = [np.arange(unit.n) if unit.rows is None else np.array(unit.rows) for unit in units]
     drawn = np.concatenate([_drawn(unit)[places] for unit, places in zip(units, rows, strict=True)])
     kept = np.zeros(len(drawn), bool)

@@ -113,11 +113,11 @@ def index_of(run: Run, name: str) -> Index:
     index = build_index(resolved, split, run.data.image_roots, f"data.{name}")
     if name != "train" or run.data.fraction == 1:
         return index
-    index = share_of(index, run.data.fraction)
-    for uri, units in zip(uris, index.per_uri, strict=True):
-        if not units:
+    part = share_of(index, run.data.fraction)
+    for uri, had, has in zip(uris, index.per_uri, part.per_uri, strict=True):
+        if had and not has:
             raise UserError(f"data.fraction: {run.data.fraction} of the rows of {uri} is less than one; leave it out")
-    return index
+    return part
 
 
 def uris_of(run: Run, name: str) -> tuple[list[str], str | None]:

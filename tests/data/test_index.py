@@ -76,6 +76,13 @@ def test_a_share_of_what_the_split_keeps(tmp_path):
     assert len(found) == 20 and set(found) < set(captions(kept))
 
 
+def test_a_uri_of_which_the_split_keeps_nothing(tmp_path):
+    write(tmp_path / "a.parquet", 10, split=["train"] * 10)
+    write(tmp_path / "b.parquet", 10, split=["val"] * 10)
+    part = share_of(build_index([str(tmp_path / f"{n}.parquet") for n in "ab"], "train", [], "data.train"), 0.5)
+    assert part.per_uri == (1, 0) and len(part) == 5
+
+
 def test_another_share_is_another_data_set(files):
     whole = build_index(files, None, [], "data.train")
     prints = [whole.fingerprint(), share_of(whole, 0.5).fingerprint(), share_of(whole, 0.25).fingerprint()]
