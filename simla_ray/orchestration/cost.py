@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simla_ray.config.enums import CodesKind, ScheduleKind
 from simla_ray.config.schema import Run
@@ -47,11 +48,15 @@ def step_flops(run: Run, vocab_size: int, steps: int | None = None) -> float:
     losses = Losses(run, model, tokenizer, CLS_ID, None).train()
     batch = _batch(run, vocab_size)
     alphas, eps = alphas_at(run, 1.0), itm_eps_at(run.objectives.itm, 1.0)
+
+    def loss(active: frozenset[str]) -> Tensor:
+        return losses(batch, set(active), alphas, eps)[0]
+
     total = 0.0
     for active, share in shares_of_steps(run, steps).items():
         sampled = run.schedule.kind is ScheduleKind.sampled
         model.trainable_in(set(run.objectives.active()) if sampled else set(active))
-        total += share * flops(lambda on=active: losses(batch, set(on), alphas, eps)[0])
+        total += share * flops(partial(loss, active))
         model.zero_grad(set_to_none=True)
     return total / len(batch)
 
