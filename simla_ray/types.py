@@ -92,7 +92,7 @@ class EvalResult:
     metrics: dict[str, Any]
     examples: list[dict[str, Any]] = field(default_factory=list)
     intervals: dict[str, Any] = field(default_factory=dict)
-    per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    per_image: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
     uids: tuple[str, ...] = ()
 
 
