@@ -75,7 +75,9 @@ def fitting(run: Run, cluster: Cluster, wanted: int | None, key: str) -> int:
     """
     each, gpu = run.ray.cpus_per_worker, uses_gpu(run, cluster.gpus)
     needed = run.ray.workers * each + run.data.decode_cpus + DRIVER_CPUS
-    fit = at_a_time(run, wanted) if cluster.own else int(cluster.cpus / needed)
+    fit = int(cluster.cpus / needed)
+    if cluster.own:
+        fit = min(fit, at_a_time(run, wanted))
     if gpu:
         fit = min(fit, int(cluster.gpus / run.ray.workers))
     if fit < (wanted or 1):
