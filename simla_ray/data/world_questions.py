@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from simla_ray.data.world import COLORS, RELATIONS, SHAPES, SIZES, draw_scene, fits, holds, offset
+from simla_ray.data.scene import COLORS, RELATIONS, SHAPES, SIZES, draw_scene, fits, holds, offset
 
 Object = dict[str, Any]
 Said = dict[str, str]

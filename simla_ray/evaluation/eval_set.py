@@ -18,8 +18,8 @@ from PIL import Image
 from simla_ray.config.schema import Run
 from simla_ray.data.decode import DropRow, upright_size
 from simla_ray.data.sample import Sample
+from simla_ray.data.scene import satisfies
 from simla_ray.data.text import clean
-from simla_ray.data.world import satisfies
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import TEXTS, Scorer
 from simla_ray.evaluation.work import Work, chunks_of, interleave, once

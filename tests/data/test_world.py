@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import simla_ray.data.world as world
-from simla_ray.data.world import COLORS, SCHEMA, SHAPES, SIZES, generate, make_row, satisfies
+from simla_ray.data.scene import COLORS, RELATIONS, SHAPES, SIZES, satisfies
+from simla_ray.data.world import SCHEMA, generate, make_row
 from simla_ray.errors import UserError
 
 PX = 48
@@ -95,39 +96,6 @@ def test_captions_seldom_fit_another_of_500_images():
     assert np.mean(fits_another) <= 0.2
 
 
-@pytest.mark.parametrize(
-    ("named", "relations", "expected"),
-    [
-        ([{"color": "red", "shape": "circle"}], [], True),
-        ([{"size": "large", "color": "red", "shape": "circle"}], [], False),
-        ([{"color": "blue", "shape": "circle"}], [], False),
-        # Two names need two objects, even where one object fits both.
-        ([{"color": "red"}, {"color": "red", "shape": "circle"}], [], False),
-        ([{"shape": "circle"}, {"color": "red", "shape": "circle"}], [], True),
-        ([{"color": "red"}, {"color": "green"}], [[0, "left", 1]], True),
-        ([{"color": "red"}, {"color": "green"}], [[1, "right", 0]], True),
-        ([{"color": "red"}, {"color": "green"}], [[0, "right", 1]], False),
-        ([{"color": "red"}, {"color": "green"}], [[0, "above", 1]], False),
-        ([{"color": "red"}, {"color": "green"}], [[1, "below", 0]], False),
-        # The centres differ by 0.1 in height: too little for either relation.
-        ([{"color": "red"}, {"color": "white"}], [[0, "above", 1]], False),
-        ([{"color": "red"}, {"color": "white"}], [[1, "above", 0]], False),
-        ([{"color": "green"}, {"color": "white"}], [[1, "below", 0]], False),
-        ([{"color": "yellow"}, {"color": "red"}], [[0, "below", 1]], True),
-        # Of the two circles only the second is right of the heart by the margin.
-        ([{"shape": "circle"}, {"color": "yellow"}], [[0, "right", 1]], True),
-    ],
-)
-def test_satisfies_on_a_scene_made_by_hand(named, relations, expected):
-    scene = [
-        {"shape": "circle", "color": "red", "size": "small", "box": [0.0, 0.0, 0.2, 0.2]},
-        {"shape": "circle", "color": "green", "size": "small", "box": [0.5, 0.0, 0.7, 0.2]},
-        {"shape": "ring", "color": "white", "size": "small", "box": [0.8, 0.1, 1.0, 0.3]},
-        {"shape": "heart", "color": "yellow", "size": "large", "box": [0.0, 0.5, 0.4, 0.9]},
-    ]
-    assert satisfies(json.dumps({"objects": named, "relations": relations}), json.dumps(scene)) is expected
-
-
 def test_boxes_lie_inside_and_apart(rows):
     extents = {"small": (0.23, 0.285), "large": (0.355, 0.425)}
     for row in rows:
@@ -144,16 +112,6 @@ def test_boxes_lie_inside_and_apart(rows):
             assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
 
 
-@pytest.mark.parametrize("px", [32, 33, 48, 63])
-def test_a_scene_of_four_largest_objects_finds_room(px):
-    side = int(0.42 * px)
-    for seed in range(20):
-        corners = world._place(np.random.default_rng(seed), [side] * 4, px)
-        assert all(0 <= x <= px - s and 0 <= y <= px - s for x, y, s in corners)
-        for (x, y, s), (u, v, t) in itertools.combinations(corners, 2):
-            assert x + s < u or u + t < x or y + s < v or v + t < y
-
-
 def test_keywords_are_what_is_visible(rows):
     for row in rows:
         visible = {word for label in row["box_labels"] for word in label.split()}
@@ -163,7 +121,7 @@ def test_keywords_are_what_is_visible(rows):
 
 def test_words_of_captions_are_the_claims(rows):
     """Reads the captions as text: what they name and relate must be the recorded claims, no more and no less."""
-    relation_of = {wording: name for name, wordings in world.RELATIONS.items() for wording in wordings}
+    relation_of = {wording: name for name, wordings in RELATIONS.items() for wording in wordings}
     for row in rows:
         for caption, claim in zip(row["captions"], map(json.loads, row["claims"]), strict=True):
             named, between = [], []

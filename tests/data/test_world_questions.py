@@ -10,13 +10,14 @@ import pytest
 
 from simla_ray.config.load import load_run
 from simla_ray.data import world
+from simla_ray.data.scene import RELATIONS, draw_scene
 from simla_ray.data.text import clean
 from simla_ray.data.world_questions import COUNTS, QUESTIONS, questions_of
 from simla_ray.errors import UserError
 from simla_ray.orchestration.prepare import world_folder
 
 N = 6
-SIDES = {words: name for name, wordings in world.RELATIONS.items() for words in wordings}
+SIDES = {words: name for name, wordings in RELATIONS.items() for words in wordings}
 SIDE = "|".join(sorted(map(re.escape, SIDES), key=len, reverse=True))
 NAME = r"(?:small |large )?(?:\w+ )?\w+"
 
@@ -142,7 +143,7 @@ def test_draws_are_of_their_own(scenes):
 
 def test_a_small_scene_has_room_for_the_most_questions():
     for i in range(40):
-        objects, _ = world.draw_scene(np.random.default_rng(i), 48)
+        objects, _ = draw_scene(np.random.default_rng(i), 48)
         found = questions_of(0, "train", i, objects[:2], 20)
         assert len(found["qas"]) == len(found["statements"]) == 20
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simla_ray.data.world import satisfies
+from simla_ray.data.scene import satisfies
 from simla_ray.errors import UserError
 from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.work import Work
