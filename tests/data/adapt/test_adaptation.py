@@ -11,19 +11,7 @@ from simla_ray.data.adapt import rows as rows_room
 from simla_ray.data.adapt.gathered import corners, within
 from simla_ray.data.adapt.reading import read_entries
 from simla_ray.errors import UserError
-from tests.data.adapt.test_formats import (
-    adapt,
-    dropped,
-    images,
-    manifest,
-    picture,
-    read,
-    vqa_files,
-    write_json,
-    write_lines,
-)
-
-__all__ = ["images"]
+from tests.data.adapt.files import adapt, dropped, manifest, picture, read, vqa_files, write_json, write_lines
 
 
 def entries(*photos, label="neutral"):

@@ -16,7 +16,7 @@ from simla_ray.data.adapt.gathered import Gathered
 from simla_ray.data.adapt.pictures import FolderPictures
 from simla_ray.data.adapt.rows import Rows
 from simla_ray.errors import UserError
-from tests.data.adapt.test_formats import INSTANCES, REFS, TABLE, bounds, entity_files, vqa_files
+from tests.data.adapt.files import INSTANCES, REFS, TABLE, bounds, entity_files, vqa_files
 from tests.data.test_fuzz import ANYTHING, mutated
 
 NAME = "COCO_train2014_000000000007.jpg"
