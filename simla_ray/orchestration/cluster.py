@@ -47,7 +47,9 @@ def join(run: Run, runs: int = 1) -> Cluster:
     if address is None:
         check_local_devices(run)
     try:
-        dashboard = connect(address, runs * (run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus) + 1 + runs / 8)
+        dashboard = connect(
+            address, runs * (run.ray.workers * run.ray.cpus_per_worker + run.data.decode_cpus) + 1 + runs / 8
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise
