@@ -87,8 +87,10 @@ def differences_section(rows: Rows) -> Section | None:
     if not cards:
         return None
     text = "A dot is an entry's mean minus the reference's, at the same budget and the same data; the line through it "
-    text += "is the 95 % interval, paired: pictures by the bootstrap, seeds by Student's t; small strokes are single seeds. "
-        "Filled: the "
+    text += (
+        "is the 95 % interval: pictures by the bootstrap, seeds by Student's t, both paired. Small strokes are single "
+    )
+    text += "seeds. Filled: the "
     parts.append(tag("p", text + "interval excludes 0.", class_="lead"))
     parts.append(tag("div", *cards, class_="figures wide"))
     head = ("metric", "entry", "difference, points", "95 % interval", "marked", "of each seed")
