@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,30 +84,49 @@ def cluster(folder: Path, head_cpus: int, *nodes: int) -> Iterator:
 
 
 @contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own in memory."""
-    folder.mkdir()
-    mounted(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)])
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def disk_that_stalls(folder: Path, image: Path) -> Iterator[Path]:
-    """A file system of its own in a file; ``fsfreeze`` holds up whoever writes there."""
+def small_disk(folder: Path, image: Path) -> Iterator[Path]:
+    """A file system of its own in a file of 64 MiB, which ``stall`` and ``fill`` may hurt."""
     if shutil.which("fsfreeze") is None or shutil.which("mkfs.ext4") is None:
         pytest.skip("no fsfreeze or mkfs.ext4")
     folder.mkdir()
     with image.open("wb") as file:
-        file.truncate(256 << 20)
+        file.truncate(64 << 20)
     subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
     mounted(["mount", "-o", "loop", str(image), str(folder)])
     try:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def stall(disk: Path, seconds: float) -> None:
+    """Hold up whoever writes to a disk of its own."""
+    subprocess.run(["fsfreeze", "--freeze", str(disk)], check=True)
+    try:
+        time.sleep(seconds)
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk of its own; gives the file to remove."""
+    with (disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            try:
+                ballast.write(bytes(1 << 16))
+            except OSError:
+                return disk / "ballast"
+
+
+def damage_newest(checkpoints: Path) -> Path:
+    """Turn one bit of the newest checkpoint's weights; gives its folder."""
+    newest = max(checkpoints.glob("step-*"))
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    return newest
 
 
 def mounted(command: list[str]) -> None:

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from simla_ray.config.load import load_run
 from simla_ray.data.text import build_vocabulary
 from simla_ray.jsonl import read_lines
 from tests.chaos.leg import DONE, leg
+from tests.chaos.machines import damage_newest
 
 pytestmark = pytest.mark.slow
 
@@ -44,11 +46,15 @@ def write_rows(path: Path, name: str, n: int, bad: int) -> set[str]:
 class Group:
     """A run that is started, killed and started again until it is done."""
 
-    def __init__(self, folder: Path, overrides: list[str]):
+    def __init__(self, folder: Path, overrides: list[str], prepared: Path | None = None):
+        """``prepared``: of a run whose losses this one is to have, down to the ids of the words."""
         self.folder, self.overrides, self.legs = folder, overrides, 0
         folder.mkdir()
-        captions = [f"a b{i}" for i in range(7)]
-        build_vocabulary(captions, load_run(overrides=overrides).text).save(folder / "prepared")
+        if prepared is not None:
+            shutil.copytree(prepared, folder / "prepared")
+        else:
+            captions = [f"a b{i}" for i in range(7)]
+            build_vocabulary(captions, load_run(overrides=overrides).text).save(folder / "prepared")
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["tests.chaos.leg"])
 
@@ -156,12 +162,16 @@ def test_exactly_once_with_ten_kills_and_one_two_one_workers(data, tmp_path):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_exactly_once_and_the_very_losses_with_the_same_workers(data, tmp_path, world):
+    """After the second kill the newest checkpoint is damaged as well."""
     folder, _ = data
     few = [*overrides(folder / "b.parquet", batch=96), "optim.max_steps=40"]  # two workers have two and one of three
     killed, calm = Group(tmp_path / "killed", few), Group(tmp_path / "calm", few)
     for steps in (9, 12):
         killed.until_killed(world, steps)
+    newest = damage_newest(killed.folder / "checkpoints")
     killed.to_the_end(world)
+    *_, last = (e for e in read_lines(killed.folder / "events.jsonl") if e["event"] == "leg")
+    assert last["step"] < int(newest.name.rpartition("-")[2])
     calm.to_the_end(world)
     assert killed.losses() == calm.losses()
     assert killed.times() == calm.times()
