@@ -74,7 +74,7 @@ class Group:
     def until_killed(self, world: int, steps: int, *overrides: str) -> None:
         """SIGKILL one process of the group after so many more steps, then the others, as a cluster would."""
         group, goal = self.start(world, *overrides), self.steps() + steps
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.steps() < goal and all(p.is_alive() for p in group):
             assert time.monotonic() < deadline, "no progress"
             time.sleep(0.005)

@@ -105,7 +105,7 @@ def test_exactly_once_while_nodes_are_lost_added_and_drained(data, metadata, tmp
         every_sample_once(run, data[1], epochs=EPOCHS)
 
     calm = Group(tmp_path / "calm", [*overrides(data[0]), *ELASTIC], run.folder / "prepared")
-    calm.to_the_end(1)
+    calm.until_killed(1, moved["step"] + 20)
     ours, theirs = run.losses(), calm.losses()
     for event in (lost, grown, moved):
         for step in range(event["step"], event["step"] + 20):
