@@ -62,7 +62,8 @@ def need(path: Path, entry: Mapping[str, Any], fields: Sequence[str]) -> None:
     """Raise ``UserError`` where an entry lacks fields of the format."""
     missing = [name for name in fields if name not in entry]
     if missing:
-        found = ", ".join(map(str, list(entry)[:12])) or "nothing"
+        names = map(str, list(entry)[:12])
+        found = ", ".join(name if name.isprintable() else repr(name) for name in names) or "nothing"
         raise UserError(f"{path}: no field {', '.join(missing)}; found {found}")
 
 
