@@ -21,9 +21,9 @@ from simla_ray.evaluation.paired import PerImage, read_per_image
 from simla_ray.orchestration.cli import run_arguments
 from simla_ray.orchestration.cost import step_flops
 from simla_ray.orchestration.manifest import PACKAGES, fallbacks, versions
-from simla_ray.orchestration.preflight import dry_run
+from simla_ray.orchestration.preflight import dry_run, with_absolute_paths
 from simla_ray.orchestration.runs import run_folder
-from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, read_summary, write_json
+from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, summary_before, write_json
 from simla_ray.orchestration.trials import Outcome
 from simla_ray.report.comparison import comparison_table, write_comparison_report
 from simla_ray.report.folder import read_folder
@@ -111,7 +111,7 @@ def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
     storage = plan.base.storage.resolve()
     name = plan.base.name or fresh(storage, "comparison")
     folder = storage / name
-    stored, before = folder / "comparison.yaml", read_summary(folder)
+    stored, before = folder / "comparison.yaml", summary_before(folder, "comparison")
     if before is not None and not before["unfinished"] and stored.read_text() == to_yaml(plan):
         say(f"compare    {folder} is finished")
         return before
@@ -171,10 +171,10 @@ def _run(plan: ComparisonPlan, series: Series, entry: str, seed: int, fraction: 
         over["data.fraction"] = fraction
     if steps != series.steps:
         parts.append(f"steps{steps}")
-        over["optim.max_steps"] = steps
+    if steps != series.steps or fraction < 1:
+        over["optim.max_steps"] = steps  # epochs of fewer rows would be fewer steps
     over["name"] = series.name_of("runs", "-".join([*parts, f"seed{seed}"]))
-    run = plan.run(entry, seed, over)
-    return run.model_copy(update={"storage": series.base.storage})
+    return with_absolute_paths(plan.run(entry, seed, over))
 
 
 def _take_over(runs: Sequence[Run], storage: Path, say: Say) -> None:
@@ -190,8 +190,9 @@ def _take_over(runs: Sequence[Run], storage: Path, say: Say) -> None:
                 other = load_run([path.parent / "config.yaml"], presets=False)
             except UserError:  # of another version
                 continue
-            run = missing.pop(_same(other), None)
+            run = missing.get(_same(other))
             if run is not None and _same_code(path.parent):
+                del missing[_same(other)]
                 folder = run_folder(run)
                 unfinished = folder.with_name(folder.name + ".unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -210,8 +211,8 @@ def _same(run: Run) -> str:
 
 def _same_code(folder: Path) -> bool:
     """Whether a run was made by this version of the package."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return manifest["packages"] == versions(PACKAGES)
+    manifest = folder / "manifest.json"
+    return manifest.exists() and json.loads(manifest.read_text()).get("packages") == versions(PACKAGES)
 
 
 def _summary(

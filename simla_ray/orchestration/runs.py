@@ -14,6 +14,9 @@ from simla_ray.errors import UserError
 from simla_ray.models.model import Model
 from simla_ray.release.source import find_source, trained_model
 
+#: What can lie under storage -> the file that it has from its start on.
+CONFIGS = {"run": "config.yaml", "sweep": "sweep.yaml", "comparison": "comparison.yaml"}
+
 
 def run_folder(run: Run) -> Path:
     """Absolute folder of a named run."""
@@ -24,6 +27,7 @@ def run_folder(run: Run) -> Path:
 def check_same_run(run: Run) -> None:
     """Refuse to go on with a named run under other ``identity`` keys, showing the difference."""
     folder = run_folder(run)
+    check_kind(folder, "run")
     if not (folder / "config.yaml").exists():
         return
     changed = difference(load_run([folder / "config.yaml"], presets=False), run, "identity")
@@ -32,6 +36,13 @@ def check_same_run(run: Run) -> None:
         raise UserError(
             f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
         )
+
+
+def check_kind(folder: Path, kind: str) -> None:
+    """Refuse a folder under storage that holds another kind of thing."""
+    for other, file in CONFIGS.items():
+        if other != kind and (folder / file).exists():
+            raise UserError(f"name: {folder} holds a {other}, no {kind}; give the {kind} another --name")
 
 
 def changed_keys(run: Run) -> dict[str, list[Any]]:

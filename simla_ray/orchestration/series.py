@@ -20,7 +20,7 @@ from simla_ray.orchestration.launch import Within, locked
 from simla_ray.orchestration.plan import total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
 from simla_ray.orchestration.prepare import prepare_shared
-from simla_ray.orchestration.runs import run_folder
+from simla_ray.orchestration.runs import check_kind, run_folder
 from simla_ray.orchestration.trials import FINISHED, Follow, Outcome, at_a_time, fitting, run_trials, task_of
 from simla_ray.report.terminal import clock
 
@@ -86,6 +86,16 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
     """summary.json of a run, a sweep or a comparison; None where there is none yet."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def summary_before(folder: Path, kind: str) -> dict[str, Any] | None:
+    """What an earlier command for the same sweep or comparison has left.
+
+    Raises:
+        UserError: the folder is something else's.
+    """
+    check_kind(folder, kind)
+    return read_summary(folder)
 
 
 def differences(a: Sequence[PerImage], b: Sequence[PerImage], metrics: Sequence[str]) -> list[dict[str, Any]]:

@@ -85,6 +85,9 @@ class Search(OptunaSearch):
         owner: what the trials of this sweep are marked with.
         run_of: trial's name and parameters -> its run.
         steps: of a trial that runs to its end.
+
+    Raises:
+        UserError: the study is of another space, other metrics or a longer run.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class Search(OptunaSearch):
             storage=storage,
             study_name=study,
         )
+        self._check_study()
         first, _ = plan.default_params()
         if not known and first is not None:
             self.study.enqueue_trial(first, user_attrs={DEFAULT: True})
@@ -130,6 +134,20 @@ class Search(OptunaSearch):
     def study(self) -> optuna.Study:
         assert self._ot_study is not None
         return self._ot_study
+
+    def _check_study(self) -> None:
+        sweep = self.plan.sweep
+        space = {path: parameter.to_dict() for path, parameter in sweep.space.items()}
+        for key, ours in {"metrics": sweep.metrics, "space": space, "steps": self.steps}.items():
+            theirs = self.study.user_attrs.get(key, ours)
+            if key == "metrics" and len(self.study.directions) != len(ours):  # made by somebody else
+                theirs = f"{len(self.study.directions)} of them"
+            if theirs != ours:
+                raise UserError(
+                    f"sweep.study: the study {self.study.study_name} in the storage has the {key} {theirs}, this sweep "
+                    f"{ours}; name another"
+                )
+            self.study.set_user_attr(key, ours)
 
     def suggest(self, trial_id: str) -> Any:
         if self.left <= 0:
@@ -157,6 +175,8 @@ class Search(OptunaSearch):
         self._completed_trials.add(trial_id)
         trial, result = self._ot_trials[trial_id], result or {}
         status, reason = result.get("status", STOPPED), result.get("reason")
+        if result and status == STOPPED:  # Tune told the scheduler alone what made it stop the trial
+            self.on_trial_result(trial_id, result)
         if error:
             status, reason = FAILED, "the process of its driver was lost"
         values = self._values(result) if status == FINISHED else None
@@ -178,21 +198,15 @@ class Search(OptunaSearch):
         Path(checkpoint_path).touch()
 
     def _values(self, result: dict[str, Any]) -> list[float] | None:
-        """Of one metric the validation's, at the step that was evaluated; of two those of the evaluation."""
+        """Of one metric the validation's, at the step that was evaluated; of two those of the evaluation.
+
+        Tune hands results over flat: ``summary["eval"]["keywords"]["ap"]`` is ``summary/eval/keywords/ap``.
+        """
         metrics = self.plan.sweep.metrics
-        if len(metrics) == 1:
-            found = [result.get(metrics[0])]
-        else:
-            found = [metric_of(result.get("summary", {}).get("eval", {}), metric) for metric in metrics]
-        return None if any(value is None for value in found) else [float(value) for value in found]  # type: ignore[arg-type]
-
-
-def metric_of(evaluation: dict[str, Any], metric: str) -> float | None:
-    """The number that ``task/path`` names in the evaluation of a summary; None where there is none."""
-    found: Any = evaluation
-    for part in metric.split("/"):
-        found = found.get(part) if isinstance(found, dict) else None
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+        keys = metrics if len(metrics) == 1 else [f"summary/eval/{metric}" for metric in metrics]
+        found = [result.get(key) for key in keys]
+        numbers = [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
+        return numbers if len(numbers) == len(keys) else None
 
 
 def seen(study: optuna.Study, owner: str) -> list[Seen]:
@@ -249,4 +263,4 @@ def _known(storage: optuna.storages.BaseStorage, study: str) -> int:
     return 0
 
 
-__all__ = ["ELSEWHERE", "RUNNING", "TIMED_OUT", "Search", "Seen", "front", "importance", "metric_of", "open_storage"]
+__all__ = ["ELSEWHERE", "RUNNING", "TIMED_OUT", "Search", "Seen", "front", "importance", "open_storage"]

@@ -23,9 +23,9 @@ from simla_ray.evaluation.paired import PerImage, read_per_image
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.cli import config_arguments, overrides_of, run_arguments
 from simla_ray.orchestration.launch import pretrain_until
-from simla_ray.orchestration.preflight import dry_run
+from simla_ray.orchestration.preflight import dry_run, with_absolute_paths
 from simla_ray.orchestration.runs import run_folder
-from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, read_summary, write_json
+from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, read_summary, summary_before, write_json
 from simla_ray.orchestration.study import (
     ELSEWHERE,
     RUNNING,
@@ -102,10 +102,9 @@ def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
     name = plan.base.name or fresh(plan.base.storage, "sweep")
     folder = plan.base.storage.resolve() / name
     plan = replace(plan, base=plan.base.model_copy(update={"name": name}))
-    stored = folder / "sweep.yaml"
+    stored, before = folder / "sweep.yaml", summary_before(folder, "sweep")
     if stored.exists():
         _check_same(stored, plan)
-    before = read_summary(folder)
     if before is not None and not before["unfinished"] and stored.read_text() == to_yaml(plan):
         say(f"sweep      {folder} is finished")
         return before
@@ -160,7 +159,6 @@ class Going:
         self.study_name = plan.sweep.study or self.folder.name
         self.metric = plan.sweep.metrics[0]
         self.rungs = [] if plan.sweep.pareto else rungs_of(plan, series.steps)
-        self.outcomes: dict[str, Outcome] = {}
         self.params: dict[str, dict[str, Any]] = {}
         self.progress = Progress(
             self.say, self.metric if not plan.sweep.pareto else plan.base.eval.best, self._described
@@ -176,7 +174,7 @@ class Going:
         }
         if not self.plan.sweep.pareto:
             over["eval.best"] = self.metric
-        run = self.plan.run(params, over)
+        run = with_absolute_paths(self.plan.run(params, over))
         self.params[str(run.name)] = params
         if self.plan.sweep.trunk_steps:
             _fork(self.folder / "trunk", run_folder(run))
@@ -241,7 +239,6 @@ class Going:
         return " ".join(f"{path.removeprefix('objectives.')}={_short(value)}" for path, value in params.items())
 
     def _ended(self, name: str, outcome: Outcome) -> None:
-        self.outcomes[name] = outcome
         self.progress.ended(name, outcome)
         self.write(None, unfinished=True)
 
@@ -269,8 +266,8 @@ class Going:
         seeds = [self.plan.base.seed + 1 + i for i in range(self.plan.sweep.seeds)]
         sides: dict[str, dict[str, Any]] = {"default": {}} if rival is None else {"best": rival.params, "default": {}}
         runs = {
-            (side, seed): self.plan.run(
-                params, {"name": self.series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed}
+            (side, seed): with_absolute_paths(
+                self.plan.run(params, {"name": self.series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed})
             )
             for seed in seeds
             for side, params in sides.items()
@@ -378,12 +375,17 @@ class Going:
 def rungs_of(plan: Plan, steps: int) -> list[int]:
     """Steps at which a trial may be stopped: validations after the grace, each ``reduction`` times the last."""
     every = plan.base.eval.every_steps
-    first = max(1, math.ceil(plan.grace() * steps / every)) * every
-    found, rung = [], float(first)
+    rung = float(max(1, _up(plan.grace() * steps / every)) * every)
+    found = set()
     while rung < steps:
-        found.append(math.ceil(rung / every) * every)
+        found.add(_up(rung / every) * every)
         rung *= plan.sweep.reduction
-    return [rung for rung in found if rung < steps]
+    return sorted(rung for rung in found if rung < steps)
+
+
+def _up(value: float) -> int:
+    """Rounded up, but not for the last bit: 0.55 * 100 is more than 55."""
+    return math.ceil(value - 1e-9)
 
 
 def _fork(trunk: Path, folder: Path) -> None:

@@ -77,7 +77,7 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
     for key, path in (("codes.source", run.codes.source), ("vision.weights", run.vision.weights)):
         if path is not None and not path.exists():
             raise UserError(f"{key}: {path} does not exist")
-    absolute = _with_absolute_paths(run)
+    absolute = with_absolute_paths(run)
     if uses_world(run):
         for name in SETS:
             for uri in uris_of(run, name)[0]:
@@ -240,7 +240,8 @@ def _value(tree: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _with_absolute_paths(run: Run) -> Run:
+def with_absolute_paths(run: Run) -> Run:
+    """Of all keys that name files; relative ones are where the command is given."""
     changes: dict[str, Any] = {"storage": str(run.storage.absolute())}
     if run.init_from is not None:
         changes["init_from"] = str(find_start(Path(run.init_from), run.storage))
