@@ -49,7 +49,7 @@ def search_of(
     plan: Plan, storage: optuna.storages.BaseStorage | None = None, owner: str = "here", study: str = "tuned"
 ) -> Search:
     def run_of(name: str, params: dict[str, Any]):
-        return plan.run(params, {"name": f"{owner}/trials/{name}"})
+        return plan.run(params, {"name": f"tuned/trials/{name}"})
 
     return Search(plan, storage or optuna.storages.InMemoryStorage(), study, owner, run_of, STEPS)
 

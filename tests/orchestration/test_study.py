@@ -125,20 +125,20 @@ def play(driven: Driven, n: int, good: float = 2.0) -> list[dict]:
 
 
 def test_another_sweep_proposes_from_what_the_first_has_seen(tmp_path):
-    plan = plan_of(tmp_path, "sweep.trials=12")
+    plan = plan_of(tmp_path, "sweep.trials=9")
     told = {}
     for good in (2.0, 8.0):
         kept = optuna.storages.JournalStorage(JournalFileBackend(str(tmp_path / f"{good}.journal")))
-        first = play(Driven(search_of(plan, kept, "one")), 12, good)
+        first = play(Driven(search_of(plan, kept, "one")), 9, good)
         second = Driven(search_of(plan, kept, "two"))
-        assert second.search.left == 12  # trials of its own
-        told[good] = play(second, 12, good)
-        assert [t.status for t in seen(second.search.study, "two")] == ["elsewhere"] * 12 + ["finished"] * 12
-        assert [t.status for t in seen(second.search.study, "one")] == ["finished"] * 12 + ["elsewhere"] * 12
+        assert second.search.left == 9  # trials of its own
+        told[good] = play(second, 9, good)
+        assert [t.status for t in seen(second.search.study, "two")] == ["elsewhere"] * 9 + ["finished"] * 9
+        assert [t.status for t in seen(second.search.study, "one")] == ["finished"] * 9 + ["elsewhere"] * 9
         assert not [params for params in told[good] if params in first]
-    alone = play(Driven(search_of(plan)), 12)
+    alone = play(Driven(search_of(plan)), 9)
     assert told[2.0] != alone != told[8.0]
-    weights = {good: sum(params[ITM] for params in found) / 12 for good, found in told.items()}
+    weights = {good: sum(params[ITM] for params in found) / 9 for good, found in told.items()}
     assert weights[2.0] + 2 < weights[8.0], weights  # from the same seed
 
 
@@ -173,15 +173,18 @@ def test_two_metrics_are_those_of_the_evaluation(tmp_path):
     assert not any(t.intermediate_values for t in driven.search.study.get_trials())
 
 
-def test_importance_is_of_what_decides(tmp_path):
-    driven = Driven(search_of(plan_of(tmp_path, "sweep.trials=20")))
-    assert front(driven.search.study, "here") == []
-    play(driven, 5)
-    assert importance(driven.search.study) is None  # too few
-    play(driven, 15)
-    shares = importance(driven.search.study)
-    assert set(shares) == {PSL, ITM} and sum(shares.values()) == pytest.approx(1)
-    assert shares[ITM] > 0.7
+def test_importance_is_of_what_decides():
+    study = optuna.create_study(direction="maximize")
+    ranges = {name: optuna.distributions.FloatDistribution(0, 8) for name in ("decides", "idle")}
+    for i in range(40):
+        params = {"decides": i % 8, "idle": i // 8}
+        trial = optuna.create_trial(params=params, distributions=ranges, value=-abs(params["decides"] - 2))
+        study.add_trial(trial)
+        if i == 4:
+            assert importance(study) is None  # too few
+    shares = importance(study)
+    assert set(shares) == {"decides", "idle"} and sum(shares.values()) == pytest.approx(1)
+    assert shares["decides"] > 0.8
 
 
 @pytest.mark.parametrize(
