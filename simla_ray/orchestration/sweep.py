@@ -25,7 +25,17 @@ from simla_ray.orchestration.cli import config_arguments, overrides_of, run_argu
 from simla_ray.orchestration.launch import pretrain_until
 from simla_ray.orchestration.preflight import dry_run, with_absolute_paths
 from simla_ray.orchestration.runs import run_folder
-from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, read_summary, summary_before, write_json
+from simla_ray.orchestration.series import (
+    Progress,
+    Say,
+    Series,
+    differences,
+    fresh,
+    opened,
+    read_summary,
+    summary_before,
+    write_json,
+)
 from simla_ray.orchestration.study import (
     ELSEWHERE,
     RUNNING,

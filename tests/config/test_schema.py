@@ -7,8 +7,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import simla_ray
+from simla_ray.config.comparison import Comparison
 from simla_ray.config.load import leaf_kinds, load_run
 from simla_ray.config.schema import Objectives, Run, Section
+from simla_ray.config.sweep_schema import Sweep
 from simla_ray.errors import UserError
 
 JOINT = {"schedule.kind": "joint", "schedule.phases": []}
@@ -69,14 +71,14 @@ def test_what_changes_the_weights_is_identity():
         assert kinds[path] == "operational", path
 
 
-def reads():
-    """(file, name of the object, attribute) of every attribute read outside config.
+def reads(*, of_config=False):
+    """(file, name of the object, attribute) of every attribute read outside config, or in it.
 
     getattr with a computed name counts for every string constant of its file, with the f-string's end.
     """
     root = Path(simla_ray.__file__).parent
     for file in sorted(root.rglob("*.py")):
-        if file.parent.name == "config":
+        if (file.parent.name == "config") is not of_config:
             continue
         tree = ast.parse(file.read_text())
         constants = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
@@ -94,6 +96,7 @@ def tail(node):
 
 
 READS = {(owner, attribute) for _, owner, attribute in reads()}
+READS_OF_CONFIG = {(owner, attribute) for _, owner, attribute in reads(of_config=True)}
 #: What a section is called where it has been handed on: a constructor's argument, an attribute, a loop's variable.
 CALLED = {
     "": {"run", "config"},
@@ -119,6 +122,17 @@ def test_every_key_is_read(prefix, name):
     owners = {section} | CALLED.get(section, set())
     found = any((owner, name) in READS for owner in owners)
     assert found, f"{prefix}{name} is read nowhere in simla_ray outside config"
+
+
+#: The sections of sweeps and comparisons -> what they are called where they are read, which config may do too.
+OF_MANY = [(Sweep, {"sweep"}), (Comparison, {"comparison", "asked"})]
+
+
+@pytest.mark.parametrize(("section", "owners"), OF_MANY, ids=["sweep", "comparison"])
+def test_every_key_of_a_sweep_and_of_a_comparison_is_read(section, owners):
+    for name, field in section.model_fields.items():
+        assert any((owner, name) in READS | READS_OF_CONFIG for owner in owners), f"{section.__name__}.{name}"
+        assert field.description and field.json_schema_extra["kind"] in ("identity", "operational"), name
 
 
 def test_sections_are_frozen_and_closed():

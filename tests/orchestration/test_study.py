@@ -212,7 +212,8 @@ def test_where_the_study_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "other", ["sweep.space={objectives.psl.weight: {choice: [5, 20]}}", "sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]"]
+    "other",
+    ["sweep.space={objectives.psl.weight: {choice: [5, 20]}}", "sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]"],
 )
 def test_a_study_of_another_sweep_is_refused(other, tmp_path, storage):
     kept = storage()

@@ -81,8 +81,20 @@ def test_a_ray_of_our_own_is_bound_by_the_cores(monkeypatch):
 @pytest.mark.parametrize(
     ("cpus", "gpus", "overrides", "wanted", "said"),
     [
-        (4, 0, [], None, "1 at a time, but one takes 4.1 CPUs (2 workers of 1, 2 to decode, a driver), and the cluster's 4"),
-        (9, 0, [], 3, "3 at a time, but one takes 4.1 CPUs (2 workers of 1, 2 to decode, a driver), and the cluster's 9"),
+        (
+            4,
+            0,
+            [],
+            None,
+            "1 at a time, but one takes 4.1 CPUs (2 workers of 1, 2 to decode, a driver), and the cluster's 4",
+        ),
+        (
+            9,
+            0,
+            [],
+            3,
+            "3 at a time, but one takes 4.1 CPUs (2 workers of 1, 2 to decode, a driver), and the cluster's 9",
+        ),
         (64, 1, ["ray.device=gpu"], None, "and 2 GPUs, and the cluster's 64 CPUs and 1 GPUs have room for 0"),
         (64, 3, ["ray.device=gpu"], 2, "2 at a time, but one takes 4.1 CPUs"),
     ],

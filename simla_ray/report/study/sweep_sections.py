@@ -67,8 +67,11 @@ def repeats_section(study: Study, trials: Trials) -> Section | None:
     for which, title in (("best", "best trial"), ("default", "base config")):
         missing = sorted(set(seeds) - {run["seed"] for run in repeats[which]})
         if missing:
-            text = f"No result of the {title} with seed {', '.join(map(str, missing))}: the means are over the others."
+            others = ": the means are over the others" if repeats[which] else ""
+            text = f"No result of the {title} with seed {', '.join(map(str, missing))}{others}."
             parts.append(tag("p", text, class_="warning"))
+    for run in repeats.get("failed") or []:
+        parts.append(tag("p", f"{run['name']}: {run['reason']}", class_="note"))
     differences = repeats.get("differences") or []
     if differences:
         head = ("metric, test set", "best trial", "base config", "difference, points", "95 % interval", "of each seed")
