@@ -133,7 +133,7 @@ def test_a_trial_is_evaluated_on_the_validation_set(going, tmp_path):
     found, _ = going("data.val_split=val", "data.test=[a.parquet]", "data.train=[b.parquet]", "data.val=[c.parquet]")
     run = found.run_of("trial-003", {PSL: 5.0})
     assert run.data.test == run.data.val != found.plan.base.data.test and run.data.test_split == "val"
-    assert run.data.val == [str((tmp_path.cwd() / "c.parquet"))]  # where the command is given, whoever trains it
+    assert run.data.val == [str(tmp_path.cwd() / "c.parquet")]  # where the command is given, whoever trains it
     assert (run.name, run.eval.best, run.objectives.psl.weight) == ("tuned/trials/trial-003", "retrieval_r10", 5.0)
 
 
