@@ -28,7 +28,7 @@ def address(tmp_path_factory):
 
 
 def written(folder: Path) -> dict[str, tuple[int, int]]:
-    """What lies in a folder, when it was written and how large it is; reports are drawn again with every trial."""
+    """What lies in a folder, when it was written and how large it is."""
     found = {p: p.stat() for p in sorted(folder.rglob("*")) if p.is_file()}
     return {str(p.relative_to(folder)): (s.st_mtime_ns, s.st_size) for p, s in found.items()}
 
