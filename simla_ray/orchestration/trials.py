@@ -213,7 +213,7 @@ def run_trials(
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails has no metric
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     for logger in ("ray.tune", "ray.tune.execution", "optuna"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # how a trial failed is said where it is told
     trial = tune.with_parameters(train_trial, within=within, timeout_s=timeout_s)
     try:
         tune.Tuner(
