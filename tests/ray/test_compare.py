@@ -10,7 +10,7 @@ from simla_ray.orchestration.compare import compare
 from simla_ray.report.comparison import comparison_table
 from tests.ray.test_sweep import STEPS, base
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def plan_of(storage, file, world_files):

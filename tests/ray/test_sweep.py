@@ -17,7 +17,7 @@ from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.sweep import sweep
 from simla_ray.orchestration.trials import LOST_DRIVERS
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = 12
 #: Ranges that hold rates with which the model learns, stands still and overflows.
