@@ -140,7 +140,7 @@ class Search(OptunaSearch):
         space = {path: parameter.to_dict() for path, parameter in sweep.space.items()}
         for key, ours in {"metrics": sweep.metrics, "space": space, "steps": self.steps}.items():
             theirs = self.study.user_attrs.get(key, ours)
-            if key == "metrics" and len(self.study.directions) != len(ours):  # made by somebody else
+            if key == "metrics" and len(self.study.directions) != len(sweep.metrics):  # made by somebody else
                 theirs = f"{len(self.study.directions)} of them"
             if theirs != ours:
                 raise UserError(
