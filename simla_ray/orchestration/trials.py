@@ -31,11 +31,14 @@ from simla_ray.orchestration.cluster import Cluster, uses_gpu
 from simla_ray.orchestration.launch import Within, pretrain
 from simla_ray.orchestration.progress import new_lines
 from simla_ray.orchestration.runs import run_folder
+from simla_ray.training.legs import note_stop
 
 #: Logical CPUs of a trial's driver, which waits for most of its time.
 DRIVER_CPUS = 0.1
 #: Seconds between two looks at what a run has written.
 LOOK_S = 0.5
+#: Seconds that a run has to end by itself, once it was told to.
+END_S = 30.0
 #: Times that Tune starts a trial again whose driver's process or node was lost.
 LOST_DRIVERS = 2
 FINISHED, STOPPED, FAILED, TIMED_OUT = "finished", "stopped", "failed", "timed_out"
@@ -153,8 +156,18 @@ def train_trial(config: dict[str, Any], within: Within, timeout_s: float | None)
         alive = thread.is_alive()
         lines, offset = new_lines(folder / "metrics.jsonl", offset)
         for line in lines:
+            if line["kind"] != "val" or line["step"] <= last["step"]:
+                continue
+            broken = [name for name, value in line["metrics"].items() if not math.isfinite(value)]
+            if broken:
+                why = f"not finite at step {line['step']}: {', '.join(broken)}"
+                # Workers that are being started anew end by themselves; cut off there they would keep their CPUs.
+                note_stop(folder, why)
+                thread.join(END_S)
+                tune.report({**last, "status": FAILED, "reason": why})
+                return
             # The last validation is told when the run has been evaluated: a scheduler may stop whom it hears.
-            if line["kind"] == "val" and last["step"] < line["step"] < total:
+            if line["step"] < total:
                 last = {"step": line["step"], "metrics": line["metrics"]}
                 tune.report({**last, **line["metrics"]})
         if not alive:

@@ -1,4 +1,4 @@
-"""A whole comparison through Ray: two entries over two seeds, both budgets, one that cannot be trained; and again."""
+"""A whole comparison through Ray: two entries, both budgets, one that cannot be trained; and again."""
 
 import time
 
@@ -20,7 +20,7 @@ def plan_of(storage, file, world_files):
         for o in base(world_files, storage, "versus")
         if not o.startswith(("sweep.", "schedule.")) and not o.startswith("optim.min_lr")
     ]
-    more = ["comparison.budgets=[samples, compute]", "comparison.seeds=[0, 1]", "comparison.reference=small"]
+    more = ["comparison.budgets=[samples, compute]", "comparison.seeds=[0]", "comparison.reference=small"]
     return load_comparison([file], [*shared, *more])
 
 
@@ -46,10 +46,10 @@ def test_a_failing_entry_is_named_and_the_others_stand(compared):
     for entry in ("small", "large"):
         for budget in ("samples", "compute"):
             row = rows[entry, budget]
-            assert row["failed"] == [] and len(row["runs"]) == 2, "\n".join(said)
+            assert row["failed"] == [] and len(row["runs"]) == 1, "\n".join(said)
             assert 0 <= row["metrics"]["retrieval/itc/t2i_r10"]["mean"] <= 1
     failed = rows["strange", "samples"]["failed"]
-    assert len(failed) == 2 and all("objectives.psl.vocab" in run["reason"] for run in failed)
+    assert len(failed) == 1 and "objectives.psl.vocab" in failed[0]["reason"]
     assert {d["entry"] for d in summary["differences"]} == {"large"}
     assert "strange" in comparison_table(summary)
 

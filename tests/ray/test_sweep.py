@@ -92,13 +92,14 @@ def place(tmp_path_factory):
 def swept(ray_session, world_files, place):
     """A sweep whose trials end in every way but one."""
     folder, space, strangers, _ = place
-    trials = ((4e-3, None), (1e-12, None), (4e-3, strangers), (1e30, None), (3e-3, None))
+    # Two at a time: the last one reports long after the first, so it is it that is stopped.
+    trials = ((4e-3, None), (4e-3, strangers), (1e30, None), (3e-3, None), (1e-12, None))
     kept = enqueued(folder / "study.journal", "shared", *trials)
     more = [kept, "sweep.study=shared", "sweep.trials=5", "sweep.seeds=1", "sweep.concurrent=2"]
     plan = plan_of(folder, space, base(world_files, folder, "all", *more))
     killed: list[int] = []
     killer = threading.Thread(
-        target=kill_drivers, args=(folder / "all/trials/trial-004", LOST_DRIVERS + 1, killed), daemon=True
+        target=kill_drivers, args=(folder / "all/trials/trial-003", LOST_DRIVERS + 1, killed), daemon=True
     )
     killer.start()
     said: list[str] = []
@@ -113,11 +114,12 @@ def test_every_end_of_a_trial_is_named(swept):
     found = {t["name"]: t for t in summary["trials"]}
     assert list(found) == [f"trial-{i:03d}" for i in range(5)]
     ended = [t["status"] for t in found.values()]
-    assert ended == ["finished", "stopped", "failed", "failed", "failed"], "\n".join(said)
-    assert [t["stopped_early"] for t in found.values()] == [False, True, False, False, False]
-    assert found["trial-001"]["steps"] in summary["rungs"] and found["trial-001"]["value"] is not None
-    assert "objectives.psl.vocab" in found["trial-002"]["reason"]
-    assert found["trial-004"]["reason"] == "the process of its driver was lost"
+    assert ended == ["finished", "failed", "failed", "failed", "stopped"], "\n".join(said)
+    assert [t["stopped_early"] for t in found.values()] == [False, False, False, False, True]
+    assert found["trial-004"]["steps"] in summary["rungs"] and found["trial-004"]["value"] is not None
+    assert "objectives.psl.vocab" in found["trial-001"]["reason"]
+    assert "not finite at step 4: " in found["trial-002"]["reason"]
+    assert found["trial-003"]["reason"] == "the process of its driver was lost"
     for trial in found.values():
         assert (trial["reason"] is None) is (trial["status"] in ("finished", "stopped")), trial
         assert sum(line.startswith(f"end        {trial['name']}  ") for line in said) == 1, said
@@ -160,9 +162,9 @@ def test_another_sweep_feeds_the_same_study_and_gives_up_what_takes_too_long(swe
     said: list[str] = []
     summary = sweep(plan_of(folder, space, base(world_files, folder, "late", *more)), said.append)
     assert [t["status"] for t in summary["trials"]] == ["elsewhere"] * 5 + ["timed_out"]
-    assert summary["trials"][5]["reason"] == "not done after 3 s" and summary["best"] is None
-    assert "best       none: no trial ran to its end" in said
-    assert (folder / "late" / "report.html").exists() and not (folder / "late" / "best.yaml").exists()
+    assert summary["trials"][5]["reason"] == "not done after 3 s"
+    assert summary["best"] == "trial-000"  # the study's, whoever ran it
+    assert (folder / "late" / "report.html").exists() and (folder / "late" / "best.yaml").exists()
 
 
 def test_what_never_fits_is_refused_before_the_first_trial(ray_session, place, world_files):
@@ -175,11 +177,11 @@ def test_what_never_fits_is_refused_before_the_first_trial(ray_session, place, w
 
 @pytest.fixture(scope="module")
 def forked(ray_session, world_files, tmp_path_factory):
-    """A front of three trials of two workers that only fit one at a time, from one trunk."""
+    """A front of two trials of two workers that only fit one at a time, from one trunk."""
     folder = tmp_path_factory.mktemp("front")
     space = "    objectives.psl.weight: {log: [2, 100]}\n"
     more = [
-        "sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]", "sweep.trials=3", "sweep.seeds=0", "sweep.trunk_steps=4",
+        "sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]", "sweep.trials=2", "sweep.seeds=0", "sweep.trunk_steps=4",
         "ray.workers=2", "data.decode_cpus=2", "ray.cpus_per_worker=1.5",
     ]  # fmt: skip
     overrides = [o for o in base(world_files, folder, "front") if not o.startswith("sweep.")]
@@ -190,9 +192,9 @@ def forked(ray_session, world_files, tmp_path_factory):
 def test_trials_that_fit_one_at_a_time_all_run(forked):
     _, summary, said = forked
     assert summary["concurrent"] == 1
-    assert [t["status"] for t in summary["trials"]] == ["finished"] * 3, "\n".join(said)
+    assert [t["status"] for t in summary["trials"]] == ["finished"] * 2, "\n".join(said)
     kinds = [line.split()[0] for line in said if line.startswith(("start ", "end "))]
-    assert kinds == ["start", "end"] * 3
+    assert kinds == ["start", "end"] * 2
 
 
 def test_a_front_has_both_metrics_of_every_trial(forked):
