@@ -122,7 +122,7 @@ def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
     wanted, limit = plan.sweep.concurrent, plan.sweep.timeout_s
     with opened(folder, plan.base, (), wanted, "sweep.concurrent", limit, say) as series:
         stored.write_text(to_yaml(plan))
-        going = Going(replace(plan, base=series.base), series, began)
+        going = OpenSweep(replace(plan, base=series.base), series, began)
         for line in lines_of(plan):
             say(line)
         going.train_trunk()
@@ -155,7 +155,7 @@ def _check_same(stored: Path, plan: Plan) -> None:
         )
 
 
-class Going:
+class OpenSweep:
     """A sweep that is going on.
 
     Args:

@@ -196,10 +196,9 @@ def _train(run: Run, within: Within, folder: Path, ended: dict[str, Any]) -> Non
 
 
 def _validation_of(folder: Path, step: int) -> dict[str, float]:
-    """The metrics of the validation at a step; without those that are no numbers."""
+    """The metrics of the validation at a step."""
     lines, _ = new_lines(folder / "metrics.jsonl", 0)
-    found = next((line["metrics"] for line in lines if line["kind"] == "val" and line["step"] == step), {})
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+    return next((line["metrics"] for line in lines if line["kind"] == "val" and line["step"] == step), {})
 
 
 def run_trials(

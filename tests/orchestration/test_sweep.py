@@ -16,7 +16,7 @@ from simla_ray.orchestration import sweep as sweep_module
 from simla_ray.orchestration.launch import Within
 from simla_ray.orchestration.series import Series
 from simla_ray.orchestration.study import ELSEWHERE
-from simla_ray.orchestration.sweep import Going, _fork, rungs_of, sweep
+from simla_ray.orchestration.sweep import OpenSweep, _fork, rungs_of, sweep
 from simla_ray.orchestration.trials import FAILED, FINISHED, Outcome
 from tests.orchestration.sweeps import ITM, PSL, STEPS, Driven, plan_of, search_of, write_run
 from tests.report.conftest import write_lines
@@ -56,7 +56,7 @@ def going(tmp_path):
         folder.mkdir(exist_ok=True)
         (folder / "sweep.yaml").write_text(sweep_module.to_yaml(plan))
         series = Series(folder, plan.base, Within(None, folder), STEPS, 100, 2, None, lambda line: None)
-        found = Going(plan, series, 0.0)
+        found = OpenSweep(plan, series, 0.0)
         search = search_of(plan, found.storage, str(folder), found.study_name)
         found.study = search.study
         return found, Driven(search)

@@ -24,6 +24,7 @@ from simla_ray.orchestration.trials import (
     task_of,
     train_trial,
 )
+from simla_ray.training.legs import stopped
 
 KEY = "sweep.concurrent"
 
@@ -175,9 +176,12 @@ def test_a_trial_reports_its_validations_and_the_evaluated_one_last(trained):
     assert ["status" in r for r in reports] == [False, False, True] and reports[-1]["summary"]["best_step"] == 8
 
 
-def test_a_trial_without_a_number_reports_none(trained):
-    reports = trained[0]([val(12, math.nan)], lambda: {"steps": 12, "best_step": 12})
-    assert len(reports) == 1 and "retrieval_r10" not in reports[0] and reports[0]["mlm_accuracy"] == 0.5
+def test_a_trial_that_is_not_finite_is_given_up_and_told_to_end(trained):
+    train, folder = trained
+    reports = train([val(4, 0.2), val(8, math.nan), val(12, 0.3)], lambda: {"steps": 12, "best_step": 12})
+    assert [r["step"] for r in reports] == [4, 4]
+    assert (reports[-1]["status"], reports[-1]["reason"]) == (FAILED, "not finite at step 8: retrieval_r10")
+    assert stopped(folder) == reports[-1]["reason"]
 
 
 def fails(error):
