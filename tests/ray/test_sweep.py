@@ -146,15 +146,6 @@ def test_the_base_is_repeated_on_the_test_set(swept):
     assert run.seed == 1 and [Path(uri).name for uri in run.data.test] == ["test.parquet"]
 
 
-def test_nothing_of_a_trial_is_left_running(swept, ray_session):
-    """Also of those that were stopped or whose driver was killed: what they had is free for the next."""
-    for _ in range(60):
-        if ray_session.available_resources().get("CPU") == ray_session.cluster_resources()["CPU"]:
-            return
-        time.sleep(0.5)
-    raise AssertionError(ray_session.available_resources())
-
-
 def test_another_sweep_feeds_the_same_study_and_gives_up_what_takes_too_long(swept, place, world_files):
     folder, space, _, pipe = place
     kept = enqueued(folder / "study.journal", "shared", (4e-3, pipe))
