@@ -118,7 +118,7 @@ def _outcome(trials: Trials, summary: Mapping[str, Any]) -> str:
     metric = trials.objectives[0]["metric"]
     text = f"Best: {best['name']}, {shown(metric, trials.value(best))} on the validation set"
     if trials.default is not None and trials.default is not best:
-        text += f"; the base config: {shown(metric, trials.value(trials.default))}"
+        text += f"; the base config: {shown(metric, trials.value(trials.default))}{trials.base_so_far}"
     differences = (summary.get("repeats") or {}).get("differences")
     if not differences:
         return f"{text}. Not trained again with other seeds, so what is chance in it cannot be said."
@@ -154,7 +154,7 @@ def _tiles(study: Study, trials: Trials) -> Markup | None:
             continue
         value, name = max(there)
         base = trials.value(trials.default, i)
-        below = f"{name}; base config {shown(metric, base)}" if base is not None else name
+        below = f"{name}; base config {shown(metric, base)}{trials.base_so_far}" if base is not None else name
         found.append(tile(f"Best {objective['name']}", shown(metric, value), below, value, base))
     repeats = study.summary.get("repeats") or {}
     for d in (repeats.get("differences") or [])[:1]:

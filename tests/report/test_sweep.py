@@ -11,6 +11,7 @@ import pytest
 from simla_ray.errors import UserError
 from simla_ray.report.study.metrics import by_chance, column_name, finding, metric_name, points, shown, with_spread
 from simla_ray.report.study.sweep_figures import OFF, _height, _ticks
+from simla_ray.report.study.trials import Trials
 from simla_ray.report.sweep import sweep_table, write_sweep_report
 from simla_ray.report.terminal import WIDTH
 from tests.report.studies import SPACE, TRIALS, difference, fabricate_sweep, pareto_summary, sweep_summary
@@ -230,3 +231,9 @@ def test_findings():
     worse = finding(difference("keywords/ap", 0.5, 0.6, 0.02), "a", "b")
     assert worse.endswith("-10.0 points (95 % interval -12.0 to -8.0): the interval excludes 0, b is ahead.")
     assert by_chance([difference("keywords/ap", 0.5, 0.6, None)]) is None
+
+
+def test_a_base_that_was_stopped_is_no_match_for_one_that_ran_to_its_end():
+    base = {"number": 0, "name": "trial-000", "default": True, "stopped_early": True, "steps": 80, "status": "stopped"}
+    assert Trials({"trials": [base]}).base_so_far == ", stopped at step 80"
+    assert Trials({"trials": [base | {"stopped_early": False}]}).base_so_far == ""

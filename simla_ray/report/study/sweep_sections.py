@@ -42,6 +42,8 @@ def chosen_section(study: Study, trials: Trials) -> Section | None:
         base_value = trials.value(base, i) if base is not None else None
         values = (shown(objective["metric"], v) for v in (base_value, *(trials.value(trial, i) for trial in picked)))
         rows.append([tag("strong", objective["name"]), *values])
+    if trials.base_so_far:
+        rows.append(["steps of the trial", f"{base['steps']:,}" if base else "–", *(f"{t['steps']:,}" for t in picked)])
     head = ["key", "base config", *(study.link(f"trials/{trial['name']}", trial["name"]) for trial in picked)]
     title = "Parameters of the Pareto front" if trials.pareto else "Parameters of the best trial"
     parts = [table(head, rows, title, range(1, len(head)))]

@@ -60,6 +60,12 @@ class Trials:
         return next((trial for trial in self.every if trial.get("default")), None)
 
     @property
+    def base_so_far(self) -> str:
+        """Where the base was stopped, for beside its value: it is no match for one that ran to its end."""
+        base = self.default
+        return f", stopped at step {base.get('steps') or 0:,}" if base is not None and base.get("stopped_early") else ""
+
+    @property
     def finished(self) -> list[Trial]:
         return [trial for trial in self.every if trial["status"] == "finished"]
 
