@@ -38,7 +38,6 @@ from simla_ray.orchestration.series import (
 )
 from simla_ray.orchestration.study import (
     ELSEWHERE,
-    RUNNING,
     Search,
     Seen,
     front,
@@ -142,7 +141,7 @@ def lines_of(plan: Plan) -> list[str]:
 
 def _check_same(stored: Path, plan: Plan) -> None:
     was = load_sweep([stored])
-    changed = [line for line in difference(was.base, plan.base, "identity")]
+    changed = difference(was.base, plan.base, "identity")
     for key, field in type(plan.sweep).model_fields.items():
         a, b = getattr(was.sweep, key), getattr(plan.sweep, key)
         if a != b and field.json_schema_extra == {"kind": "identity"}:
@@ -267,8 +266,7 @@ class OpenSweep:
             self.say(f"best       {best.name}: {values}")
             if self.plan.sweep.seeds:
                 repeats = self._repeats(best)
-        summary = self.write(repeats, unfinished=False)
-        return summary
+        return self.write(repeats, unfinished=False)
 
     def _repeats(self, best: Seen) -> dict[str, Any] | None:
         """The best trial, where the base won the best of the others, and the base: with seeds the search never saw."""
@@ -325,7 +323,7 @@ class OpenSweep:
         return seen(self.study, str(self.folder))
 
     def write(self, repeats: dict[str, Any] | None, *, unfinished: bool) -> dict[str, Any]:
-        """summary.json, and report.html in the end."""
+        """summary.json and report.html, as far as the sweep has come."""
         best = self.best()
         summary = {
             "kind": "sweep",
@@ -340,7 +338,6 @@ class OpenSweep:
             "concurrent": self.series.concurrent,
             "objectives": [{"metric": m, "name": NAMES.get(m, m)} for m in self.plan.sweep.metrics],
             "space": {path: parameter.to_dict() for path, parameter in self.plan.sweep.space.items()},
-            "base": {path: value for path, value in (self.plan.default_params()[0] or {}).items()},
             "trials": [self._trial(trial) for trial in self._seen()],
             "best": best.name if best is not None else None,
             "front": front(self.study, str(self.folder)),
@@ -367,11 +364,7 @@ class OpenSweep:
             "name": trial.name,
             "params": trial.params,
             "metrics": metrics,
-            "value": trial.values[0]
-            if trial.values and not pareto
-            else metrics.get(self.metric)
-            if not pareto
-            else None,
+            "value": None if pareto else trial.values[0] if trial.values else metrics.get(self.metric),
             "values": trial.values if pareto else None,
             "status": trial.status,
             "stopped_early": trial.status == STOPPED,
@@ -418,6 +411,3 @@ def _fork(trunk: Path, folder: Path) -> None:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-__all__ = ["RUNNING", "sweep", "sweep_main"]
