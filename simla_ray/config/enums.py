@@ -10,6 +10,11 @@ class Method(StrEnum):
     albef = "albef"
     clip = "clip"
     siglip = "siglip"
+    vilt = "vilt"
+
+
+#: Other names of methods; what is stored is the method's own.
+ALIASES = {"vil": Method.vilt}
 
 
 class Task(StrEnum):
@@ -49,6 +54,11 @@ class Augment(StrEnum):
     crop = "crop"
 
 
+class VisionSource(StrEnum):
+    vit = "vit"
+    patches = "patches"
+
+
 class Stem(StrEnum):
     patch = "patch"
     conv = "conv"
@@ -57,6 +67,7 @@ class Stem(StrEnum):
 class Fusion(StrEnum):
     every_layer = "every_layer"
     upper_half = "upper_half"
+    merged = "merged"
 
 
 class CodesKind(StrEnum):

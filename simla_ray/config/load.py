@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from simla_ray.config.enums import Task, Variant
+from simla_ray.config.enums import ALIASES, Task, Variant
 from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
@@ -113,7 +113,8 @@ def load_finetuning(
     for name, keys in STARTS.items():
         tree[name] |= dict.fromkeys(keys)
     tree["vision"]["pretrained"] = False
-    for layer in (preset("finetune", str(start.size)), preset("task", task)):
+    best = {"eval": preset("method", str(start.method)).get("eval", {})}  # of a method without ITC
+    for layer in (best, preset("finetune", str(start.size)), preset("task", task)):
         merge(tree, layer)
     workers, least = tree["ray"]["workers"], tree["ray"]["min_workers"]
     tree["ray"] |= {"workers": 1, "min_workers": None}
@@ -131,6 +132,8 @@ def over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
     """
     top: dict[str, Any] = {}
     chosen: dict[str, str] = {}
+    if str(tree.get("method")) in ALIASES:
+        tree = tree | {"method": str(ALIASES[str(tree["method"])])}
     for axis in AXES:
         field = Run.model_fields[axis]
         value = str(tree.get(axis, field.default))

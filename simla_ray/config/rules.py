@@ -12,11 +12,13 @@ from simla_ray.config.enums import (
     Fusion,
     KeywordSelect,
     MimTeacherText,
+    Negatives,
     Recommend,
     ScheduleKind,
     Side,
     Stem,
     Task,
+    VisionSource,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def problems_of(run: Run) -> Iterator[str]:
     on = run.objectives.active()
     micro, total = run.batch.micro, run.batch.global_
     if not on:
-        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl a weight above 0"
+        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl, wpa a weight above 0"
     if run.task is not None and not set(TASKS[run.task]) & set(on):
         wanted = " or ".join(f"objectives.{name}" for name in TASKS[run.task])
         yield f"task: {run.task} needs {wanted}; on are {', '.join(on) or 'none'}"
@@ -84,8 +86,8 @@ def problems_of(run: Run) -> Iterator[str]:
         )
     if worlds["val"] and run.world.n_val < micro:
         yield f"world.n_val: {run.world.n_val} scenes are less than one micro-batch (batch.micro={micro})"
-    if micro == 1 and ("itm" in on or ("itc" in on and run.queue == 0)):
-        yield "batch.micro: 1 leaves no negatives for itm and itc; use at least 2"
+    if micro == 1 and ("itm" in on or "wpa" in on or ("itc" in on and run.queue == 0)):
+        yield "batch.micro: 1 leaves no negatives for itm, itc and wpa; use at least 2"
     if run.data.decode_cpus < run.ray.workers:
         yield f"data.decode_cpus: {run.data.decode_cpus} is less than one for each of ray.workers={run.ray.workers}"
     if run.objectives.itm is not None and run.objectives.itm.eps == 0 and run.objectives.itm.eps_end is not None:
@@ -133,6 +135,7 @@ def problems_of(run: Run) -> Iterator[str]:
             yield f"objectives.itc.scope: step needs two towers alone, found {others}; use micro"
         if itc.loss is ContrastLoss.sigmoid and (run.queue or itc.soft_alpha > 0):
             yield "objectives.itc.loss: sigmoid knows no queue and no soft targets; set queue=0 and soft_alpha=0"
+    yield from _merged_problems(run)
     if run.text.fusion is Fusion.upper_half:
         if run.text.depth < 2:
             yield f"text.depth: {run.text.depth} has no halves for text.fusion=upper_half; use at least 2"
@@ -174,3 +177,30 @@ def problems_of(run: Run) -> Iterator[str]:
         yield f"eval.best: {run.eval.best} is not one of {', '.join(VALIDATION_METRICS)}"
     elif VALIDATION_METRICS[run.eval.best] is not None and VALIDATION_METRICS[run.eval.best] not in on:
         yield f"eval.best: {run.eval.best} needs objectives.{VALIDATION_METRICS[run.eval.best]}"
+
+
+def _merged_problems(run: Run) -> Iterator[str]:
+    """One stack over words and patches: what it needs, and what stands on towers that it does not have."""
+    on, merged = run.objectives.active(), run.text.fusion is Fusion.merged
+    if merged is not (run.vision.source is VisionSource.patches):
+        source = VisionSource.patches if merged else VisionSource.vit
+        yield f"vision.source: {run.vision.source} does not go with text.fusion={run.text.fusion}; use {source}"
+    if merged is not (run.text.depth == 0):
+        wanted = "0: the layers are the Vision Transformer's (vision.depth)" if merged else "at least 1"
+        yield f"text.depth: {run.text.depth} does not go with text.fusion={run.text.fusion}; use {wanted}"
+    if not merged:
+        if "wpa" in on:
+            yield f"objectives.wpa: needs text.fusion=merged, found {run.text.fusion}"
+        return
+    for name in ("itc", "mim", "psl"):
+        if name in on:
+            yield f"objectives.{name}: reads towers that text.fusion=merged does not have; set it to null"
+    if run.teacher is not None:
+        yield "teacher: text.fusion=merged has no use for one; set teacher=null"
+    if run.text.weights is not None:
+        yield f"text.weights: {run.text.weights} has no layers to go to with text.fusion=merged; set it to null"
+    if run.vision.width is not None and run.vision.width != run.text.width:
+        yield f"text.width: {run.text.width} must equal vision.width={run.vision.width} with text.fusion=merged"
+    if run.objectives.itm is not None and "itm" in on and run.objectives.itm.negatives is not Negatives.random:
+        found = run.objectives.itm.negatives
+        yield f"objectives.itm.negatives: {found} needs the similarities of itc; use random with text.fusion=merged"

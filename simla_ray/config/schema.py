@@ -44,6 +44,7 @@ from simla_ray.config.enums import (
     TeacherMode,
     TemperatureKind,
     Variant,
+    VisionSource,
 )
 from simla_ray.config.rules import problems_of
 
@@ -78,7 +79,7 @@ def _yaml_off(value: Any) -> Any:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "answers", "labels"]
+ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "wpa", "answers", "labels"]
 
 
 class World(Section):
@@ -127,6 +128,10 @@ class Data(Section):
 
 
 class Vision(Section):
+    source: VisionSource = identity(
+        VisionSource.vit,
+        "vit: tokens of the whole Vision Transformer; patches: embedded patches with positions, for text.fusion=merged",
+    )
     timm: str = identity("vit_base_patch16_224", "name of a timm Vision Transformer")
     pretrained: bool = identity(True, "start from timm's weights of that name (needs network once)")
     weights: Path | None = identity(
@@ -154,12 +159,13 @@ class Text(Section):
     weights: str | None = identity("bert-base-uncased", "BERT weights to start from (path or hub name); null: random")
     fold_type0: bool = identity(True, "fold BERT's token-type vector 0 into the positions at import [ours]")
     width: int = identity(768, "width", ge=8)
-    depth: int = identity(12, "layers", ge=1)
+    depth: int = identity(12, "layers; 0 with fusion=merged, whose layers are the Vision Transformer's", ge=0)
     heads: int = identity(12, "attention heads", ge=1)
     ffn: int = identity(3072, "hidden width of the FFN", ge=8)
     fusion: Fusion = identity(
         Fusion.every_layer,
-        "layers that can read the image: all (SIMLA), or the upper half, over text-only states (ALBEF)",
+        "layers that can read the image: all (SIMLA), or the upper half, over text-only states (ALBEF); "
+        "merged: words and patches side by side in one Vision Transformer (ViLT)",
     )
     max_positions: int = identity(512, "rows of the position table; image queries use them too", ge=8)
     dropout: float = identity(0.1, "dropout of hidden states and attention", ge=0, lt=1)
@@ -229,6 +235,7 @@ class Mlm(Distilled):
     p: float = identity(
         0.15, "probability that a token is chosen; of these 80 % [MASK], 10 % random, 10 % kept", gt=0, lt=1
     )
+    whole_word: bool = identity(False, "words are chosen, with all their pieces, in place of single pieces")
     soft_dim: SoftDim = identity(SoftDim.vocab, "axis of the soft targets' log-softmax; sequence is the official slip")
 
 
@@ -262,6 +269,11 @@ class Psl(Distilled):
     )
 
 
+class Wpa(Objective):
+    beta: float = identity(0.5, "softness of the transport plan's kernel exp(-cost / beta)", gt=0)
+    iterations: int = identity(50, "steps of IPOT", ge=1)
+
+
 class Answers(Objective):
     head: AnswerHead = identity(
         AnswerHead.decoder,
@@ -285,6 +297,9 @@ class Objectives(Section):
     mlm: Mlm | None = identity(None, "masked language modelling over the image (XMM, text side)")
     mim: Mim | None = identity(None, "masked image modelling over the text (XMM, image side)")
     psl: Psl | None = identity(None, "pseudo-supervised keyword learning (conceptual)")
+    wpa: Wpa | None = identity(
+        None, "words aligned to patches by optimal transport, in ITM's pass (text.fusion=merged)"
+    )
     answers: Answers | None = identity(None, "fine-tuning: answers to questions about the image")
     labels: Labels | None = identity(None, "fine-tuning: a label for a statement about one image or two")
 

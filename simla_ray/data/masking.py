@@ -15,13 +15,25 @@ class MaskedWords:
 
 
 def mask_words(
-    ids: np.ndarray, maskable: np.ndarray, p: float, mask_id: int, vocab_size: int, rng: np.random.Generator
+    ids: np.ndarray,
+    maskable: np.ndarray,
+    p: float,
+    mask_id: int,
+    vocab_size: int,
+    rng: np.random.Generator,
+    word_start: np.ndarray | None = None,
 ) -> MaskedWords:
     """Choose each maskable token with probability p; of the chosen 80 % become [MASK], 10 % a random id, 10 % stay.
 
     Special tokens and padding are never maskable (official ``mask``). A caption may end up without a chosen token.
+
+    Args:
+        word_start: (L,) position of the first piece of each token's word. Given, words are chosen, with all their
+            pieces; what becomes of a chosen piece is its own, as in ViLT, whose collator draws words until p of the
+            tokens are chosen.
     """
-    chosen = (rng.random(len(ids)) < p) & maskable
+    drawn = rng.random(len(ids))
+    chosen = ((drawn if word_start is None else drawn[word_start]) < p) & maskable
     fate = rng.random(len(ids))
     random_ids = rng.integers(0, vocab_size, len(ids))
     masked = np.where(chosen & (fate < 0.8), mask_id, ids)

@@ -132,7 +132,8 @@ class SampleMaker:
         mlm, psl = self.run.objectives.mlm, self.run.objectives.psl
         if mlm is not None and "mlm" in self.on:
             maskable = encoded.ids != vocabulary.cls_id
-            masked = mask_words(encoded.ids, maskable, mlm.p, vocabulary.mask_id, len(vocabulary), rng)
+            starts = encoded.word_start if mlm.whole_word else None
+            masked = mask_words(encoded.ids, maskable, mlm.p, vocabulary.mask_id, len(vocabulary), rng, starts)
             out["masked_ids"] = _pad(masked.ids, length, vocabulary.pad_id)
             out["mlm_chosen"] = _pad(masked.chosen, length, False)
         if psl is not None and "psl" in self.on:

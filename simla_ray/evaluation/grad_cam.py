@@ -1,8 +1,8 @@
-"""Relevance of an image's patches for a text: Grad-CAM over cross-attention.
+"""Relevance of an image's patches for a text: Grad-CAM over the attention of words to patches.
 
 The official code (``Grounding.py``) reads one layer of twelve; the best single layer changes from run to run and with
 few layers the last one is empty, so we sum over all, or over any set of them. Layers are numbered from 0 as in the
-official code and in the weights' names; only those with cross-attention count.
+official code and in the weights' names; only those that read the image count.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ Layers = tuple[int, ...]
 
 
 def cross_layers(scorer: Scorer) -> Layers:
-    """The layers that have cross-attention."""
-    fusion = scorer.model.student.text.fusion_layers
-    return tuple(range(fusion.start, fusion.stop))
+    """The layers in which words read patches: by cross-attention, or merged, by self-attention."""
+    return tuple(scorer.model.student.fusion_layers)
 
 
 def checked_layers(scorer: Scorer, layers: Sequence[int] | None) -> Layers:
@@ -41,7 +40,7 @@ def checked_layers(scorer: Scorer, layers: Sequence[int] | None) -> Layers:
         return known
     for layer in layers:
         if layer not in known:
-            raise UserError(f"layers: {layer} has no cross-attention; those that have: {', '.join(map(str, known))}")
+            raise UserError(f"layers: {layer} does not read the image; those that do: {', '.join(map(str, known))}")
     if not layers:
         raise UserError(f"layers: none given; there are {', '.join(map(str, known))}")
     return tuple(sorted(set(layers)))
@@ -80,7 +79,7 @@ def layer_cams(
         # The tokens ask for a gradient so that there is a graph even where no parameter does.
         hidden = scorer.fuse(image_tokens.detach().requires_grad_(), image_index, ids, mask, keep)
         with autocast(scorer.run, scorer.device):
-            logit = scorer.model.itm_head(hidden[:, 0])[:, 1]
+            logit = scorer.model.match(hidden[:, 0])[:, 1]
         first = cross_layers(scorer)[0]
         probabilities = [keep.cross[layer - first] for layer in layers]
         gradients = torch.autograd.grad(logit.float().sum(), probabilities)

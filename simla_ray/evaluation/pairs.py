@@ -90,9 +90,11 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
     if not texts:
         return [Scored(pair, dropped=reason) for pair, reason in zip(batch, reasons, strict=True)]
     index = torch.tensor(image_index, device=scorer.device)
-    tokens, image_vectors = scorer.encode_images(np.stack(views))
     columns: dict[str, list[float]] = {}
-    if "itc" in scorer.active:
+    if "itc" not in scorer.active:
+        tokens = scorer.image_tokens(np.stack(views))
+    else:
+        tokens, image_vectors = scorer.encode_images(np.stack(views))
         columns["itc"] = (image_vectors[index] * scorer.encode_texts(texts)[2]).sum(1).tolist()
     if "itm" in scorer.active:
         columns["itm"] = scorer.match_logits(tokens, index, *scorer.tokenize(texts)).sigmoid().tolist()

@@ -15,8 +15,8 @@ from simla_ray.data.sample import SampleMaker
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.model import Model, Towers
 from simla_ray.models.precision import autocast
-from simla_ray.models.reranking import PAIRS, TextStarts, fused_cls
-from simla_ray.models.stack import Attentions, Memory
+from simla_ray.models.reranking import PAIRS, TextStarts, fused_cls, merged_cls
+from simla_ray.models.stack import Attentions
 
 IMAGES, TEXTS = 64, 256
 
@@ -97,12 +97,12 @@ class Scorer:
     def fuse(
         self, image_tokens: Tensor, image_index: Tensor, ids: Tensor, mask: Tensor, keep: Attentions | None = None
     ) -> Tensor:
-        """Text queries over images -> (n, L, D); ``image_index`` (n,) names the row of image_tokens (m, N, D) of each.
+        """Texts with images -> the words' states (n, L, D); see ``Towers.fuse``.
 
         The one method with gradients, where the caller has switched them on.
         """
         with autocast(self.run, self.device):
-            return self.model.student.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
+            return self.model.student.fuse(image_tokens, image_index, ids, mask, keep)
 
     def match_texts(self, ids: Tensor, mask: Tensor) -> TextStarts:
         """Texts, ids (n, L) and mask (n, L), as ``match_pairs`` takes them; each runs once for all pairs it is in."""
@@ -116,9 +116,13 @@ class Scorer:
 
         ``image`` and ``text`` (n,) are rows of image_tokens (m, N, D) and of ``texts``, in any order.
         """
-        assert self.model.itm_head is not None
+        towers = self.model.student
         with autocast(self.run, self.device):
-            two = self.model.itm_head(fused_cls(image_tokens, texts, image, text, batch_size)).float()
+            if towers.merging is not None:
+                cls = merged_cls(towers, image_tokens, texts, image, text, batch_size)
+            else:
+                cls = fused_cls(image_tokens, texts, image, text, batch_size)
+            two = self.model.match(cls).float()
         return two[:, 1] - two[:, 0]
 
     @torch.no_grad()

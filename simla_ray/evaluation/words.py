@@ -19,7 +19,8 @@ from simla_ray.evaluation.eval_set import IMAGES, EvalSet
 from simla_ray.evaluation.examples import pick, spread
 from simla_ray.evaluation.intervals import image_sums, mean_intervals, ratio_intervals
 from simla_ray.evaluation.work import chunks_of
-from simla_ray.models.forward import Needs, forward_cross
+from simla_ray.models.family import forward
+from simla_ray.models.needs import Needs
 from simla_ray.models.precision import autocast
 from simla_ray.types import EvalResult
 
@@ -128,7 +129,7 @@ def _count(data: EvalSet, active: set[str], tokenizer: nn.Module | None, chunk: 
     scorer, objectives = data.scorer, data.run.objectives
     batch = collate(stacked([data.items[i].sample for i in chunk]), data.run).to(scorer.device)
     with autocast(scorer.run, scorer.device):
-        record = forward_cross(scorer.model, batch, objectives, Needs.of(objectives, active, has_teacher=False))
+        record = forward(scorer.model, batch, objectives, Needs.of(objectives, active, has_teacher=False))
     counts = {}
     if "mlm" in active:
         counts["mlm"] = _right(record.mlm_logits, batch.mlm_label, batch.mlm_weight)

@@ -24,6 +24,7 @@ HEADS = (
     "student.text_proj.",
     "student.mim_head.",
     "student.concept_head.",
+    "student.merging.pooler.",
     "itm_head.",
     "decoder.",
     "answer_head.",
@@ -45,6 +46,7 @@ PER_WORD = (
 #: What in a name points to which key.
 HINTS = {
     CROSS: "text.fusion",
+    "merging.": "text.fusion",
     "patch_embed.stem": "vision.stem",
     "patch_embed.": "vision.patch_px",
     ".blocks.": "vision.depth",

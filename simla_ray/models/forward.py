@@ -1,4 +1,5 @@
-"""The forwards, one per fusion family, read top to bottom: `dual` (CLIP, SigLIP) and `cross` (SIMLA, ALBEF).
+"""The forwards, one per fusion family, read top to bottom: `dual` (CLIP, SigLIP) and `cross` (SIMLA, ALBEF); `merged`
+(ViLT) has a room of its own.
 
 From a static set of needs each computes each pass once, sends passes through the same weights in one call, and returns
 a record. Objectives are functions over that record; an objective that is off leaves no pass behind.
@@ -39,6 +40,9 @@ class Record:
     negative_image: Tensor | None = None  # (B,) image taken as negative for text b
     negative_text: Tensor | None = None  # (B,) text taken as negative for image b
     match_logits: Tensor | None = None  # (3B, 2): matched, (text b, negative image), (negative text, image b)
+    match_label: Tensor | None = None  # (B,) of match_logits (B, 2), where some images are swapped; else None
+    word_states: Tensor | None = None  # (B, L - 1, D) of that pass, without [CLS]
+    patch_states: Tensor | None = None  # (B, P, D)
     mlm_logits: Tensor | None = None  # (B, M, V) at mlm_index
     mlm_grid: Tensor | None = None  # (B, L, V)
     mlm_teacher: Tensor | None = None  # (B, M, V)

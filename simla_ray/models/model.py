@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simla_ray.config.enums import AnswerHead, ContrastLoss
+from simla_ray.config.enums import AnswerHead, ContrastLoss, Fusion
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.models.decoder import AnswerDecoder, classifier
+from simla_ray.models.merging import Merging
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
+from simla_ray.models.stack import Attentions, Memory
 from simla_ray.models.teacher import Teacher
 from simla_ray.models.temperature import Scale
 from simla_ray.models.text import TextModel
@@ -22,7 +24,11 @@ from simla_ray.models.vision import VisionTower
 
 
 class Towers(nn.Module):
-    """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads."""
+    """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads.
+
+    With ``text.fusion: merged`` there are no towers and no projections: ``vision`` embeds patches and holds the blocks,
+    ``text`` embeds words, and ``merging`` brings them together.
+    """
 
     def __init__(self, run: Run, vocab_size: int):
         super().__init__()
@@ -30,12 +36,14 @@ class Towers(nn.Module):
         self.vision = VisionTower(run.vision, maskable="mim" in on)
         self.vision.saves_memory = run.activation_checkpointing
         width = self.vision.width
-        memory_width = width if needs.fusion else None
+        merged = run.text.fusion is Fusion.merged
+        memory_width = width if needs.fusion and not merged else None
         self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
         self.text.encoder.saves_memory = run.activation_checkpointing
-        if needs.text_only or needs.psl:
+        self.merging = Merging(width, pooled=needs.itm or needs.labels or _classifies(run)) if merged else None
+        if (needs.text_only or needs.psl) and not merged:
             self.vision_proj = nn.Linear(width, run.joint_width)
-        if needs.text_only:
+        if needs.text_only and not merged:
             self.text_proj = nn.Linear(run.text.width, run.joint_width)
         if "mim" in on:
             self.mim_head = nn.Linear(run.text.width, run.codes.n)
@@ -52,6 +60,34 @@ class Towers(nn.Module):
         """(B, L, D) -> unit rows (B, E), float32 at least."""
         return _unit(self.text_proj(text_tokens[:, 0]))
 
+    def fuse(
+        self,
+        image_tokens: Tensor,
+        image_index: Tensor | None,
+        ids: Tensor,
+        mask: Tensor,
+        keep: Attentions | None = None,
+    ) -> Tensor:
+        """Texts, ids and mask (n, L), with images -> the words' states (n, L, D).
+
+        ``image_index`` (n,) names the row of image_tokens (m, N, D) that each text meets; None: they are in order.
+        """
+        if self.merging is None:
+            return self.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
+        patches = image_tokens if image_index is None else image_tokens.index_select(0, image_index)
+        return self.merging(self.vision, self.text.embeddings(ids), mask, patches, keep)[0]
+
+    def pool(self, cls: Tensor) -> Tensor:
+        """The state of a fused [CLS] (n, D) -> what heads read, (n, D)."""
+        return cls if self.merging is None else self.merging.pool(cls)
+
+    @property
+    def fusion_layers(self) -> range:
+        """Numbers of the layers in which words read patches."""
+        if self.merging is not None:
+            return range(len(self.vision.vit.blocks))
+        return range(self.text.fusion_layers.start, self.text.fusion_layers.stop)
+
 
 class Model(nn.Module):
     """The student's towers, heads and temperature (``scale``), and where the run has them teacher, queue and decoder.
@@ -62,8 +98,9 @@ class Model(nn.Module):
     def __init__(self, run: Run, vocab_size: int, low_precision: torch.dtype = torch.float32):
         super().__init__()
         on = run.objectives.active()
-        if "mim" in on and run.text.width != vision_width(run):
-            raise _width_error(run)
+        merged = run.text.fusion is Fusion.merged
+        if ("mim" in on or merged) and run.text.width != vision_width(run):
+            raise _width_error(run, merged)
         self.student = Towers(run, vocab_size)
         self.itm_head = nn.Linear(run.text.width, 2) if "itm" in on else None
         answers = run.objectives.answers if "answers" in on else None
@@ -78,7 +115,9 @@ class Model(nn.Module):
         if labels is not None:
             self.label_head = classifier(labels.pictures * width, len(labels.classes))
         itc = run.objectives.itc if "itc" in on else None
-        self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
+        self.scale = None
+        if not merged:
+            self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
         self.teacher = None
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
@@ -92,7 +131,13 @@ class Model(nn.Module):
     @property
     def temperature(self) -> Tensor:
         """What cosines are divided by, a scalar in the graph."""
+        assert self.scale is not None
         return self.scale()
+
+    def match(self, cls: Tensor) -> Tensor:
+        """The state of a fused [CLS] (n, D) -> ITM's logits (n, 2)."""
+        assert self.itm_head is not None
+        return self.itm_head(self.student.pool(cls))
 
     def trainable_in(self, objectives: set[str]) -> None:
         """Let exactly those parameters require gradients that these objectives reach."""
@@ -105,6 +150,9 @@ class Model(nn.Module):
         if student.vision.mask_token is not None:
             student.vision.mask_token.requires_grad_("mim" in objectives)
         _require(text, "itc" in objectives or fused)
+        if student.merging is not None:
+            pooled = "itm" in objectives or "labels" in objectives or self.answer_head is not None
+            _require(student.merging.pooler, pooled)
         if not fused:
             for layer in text.encoder.layer:
                 _require(getattr(layer, "crossattention", None), False)
@@ -133,11 +181,14 @@ def vision_width(run: Run) -> int:
         return timm.create_model(run.vision.timm, num_classes=0).embed_dim
 
 
-def _width_error(run: Run) -> UserError:
-    return UserError(
-        f"text.width: {run.text.width} must equal the image tower's width ({vision_width(run)}): "
-        "mim sends image tokens through the text stack"
-    )
+def _classifies(run: Run) -> bool:
+    answers = run.objectives.answers if "answers" in run.objectives.active() else None
+    return answers is not None and answers.head is AnswerHead.classifier
+
+
+def _width_error(run: Run, merged: bool) -> UserError:
+    why = "words and patches pass through one stack" if merged else "mim sends image tokens through the text stack"
+    return UserError(f"text.width: {run.text.width} must equal the image tower's width ({vision_width(run)}): {why}")
 
 
 def _require(module: nn.Module | None, wanted: bool) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from simla_ray.config.schema import KeywordSelect, Objectives, Recommend, Side, SoftDim
 
-#: Objectives whose student passes run the text stack with cross-attention.
-FUSED = {"itm", "mlm", "mim", "answers", "labels"}
+#: Objectives whose student passes let words and patches meet.
+FUSED = {"itm", "mlm", "mim", "wpa", "answers", "labels"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Needs:
     mlm: bool
     mim: bool
     psl: bool
+    wpa: bool
     mlm_teacher: bool
     mlm_grid: bool  # logits of every position, not only of the masked ones
     mim_teacher: bool
@@ -31,7 +32,7 @@ class Needs:
     @classmethod
     def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
         mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
-        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl", "answers", "labels")}
+        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl", "wpa", "answers", "labels")}
         keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
         return cls(
             **on,
@@ -60,8 +61,8 @@ class Needs:
 
     @property
     def fusion(self) -> bool:
-        """Any pass, the student's or the teacher's, with cross-attention."""
-        return self.itm or self.mlm or self.mim or self.psl_attention is not None or self.question
+        """Any pass, the student's or the teacher's, in which words and patches meet."""
+        return self.itm or self.mlm or self.mim or self.wpa or self.psl_attention is not None or self.question
 
     @property
     def question(self) -> bool:

@@ -37,15 +37,18 @@ def forward_question(model: Model, batch: Batch, objectives: Objectives, needs: 
             record.label_logits = model.answer_head(question_cls(model, tokens, batch.token_ids, batch.token_mask))
         else:
             assert model.decoder is not None and batch.answer_ids is not None
-            states = model.student.text.encode(batch.token_ids, batch.token_mask, Memory(tokens))
+            states = model.student.fuse(tokens, None, batch.token_ids, batch.token_mask)
             record.answer_logits = model.decoder(batch.answer_ids[:, :-1], Memory(states, batch.token_mask))
     return record
 
 
 def question_cls(model: Model, tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """tokens (n * B, N, D) of n pictures per text, ids and mask (B, L) -> (n * B, D): the fused [CLS]."""
-    text, times = model.student.text, len(tokens) // len(ids)
+    """tokens (n * B, N, D) of n pictures per text, ids and mask (B, L) -> (n * B, D): the fused [CLS], pooled."""
+    student, text, times = model.student, model.student.text, len(tokens) // len(ids)
     states = text.embeddings(ids)
+    if student.merging is not None:
+        states, mask = states.repeat(times, 1, 1), mask.repeat(times, 1)
+        return student.pool(student.merging.cls(student.vision, states, mask, tokens))
     if text.split:
         states = text.encoder(states, mask, layers=text.language_layers)
     mask = mask.repeat(times, 1)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from simla_ray.models.model import Towers
 from simla_ray.models.stack import Layer
 from simla_ray.models.text import TextModel
 
@@ -55,8 +56,9 @@ class TextStarts:
         states = self.text.embeddings(ids)
         if self.text.split:
             states = self.text.encoder(states, mask, layers=self.text.language_layers)
-        first = self.text.encoder.layer[self.text.fusion_layers.start].attention
-        states = first(states, *first.project(states), mask)
+        if len(self.text.encoder.layer):  # merged, words meet patches in the first layer
+            first = self.text.encoder.layer[self.text.fusion_layers.start].attention
+            states = first(states, *first.project(states), mask)
         if self._states is None:
             self._states = states.new_empty(len(self), *states.shape[1:])
         self._states[rows] = states
@@ -95,6 +97,26 @@ def fused_cls(
             places.append(part)
     back = np.argsort(np.concatenate(places))
     return torch.cat(found).index_select(0, torch.from_numpy(back).to(image_tokens.device))
+
+
+@torch.no_grad()
+def merged_cls(
+    towers: Towers,
+    image_tokens: Tensor,
+    starts: TextStarts,
+    image: np.ndarray,
+    text: np.ndarray,
+    batch_size: int = PAIRS,
+) -> Tensor:
+    """``fused_cls`` of one stack over words and patches: nothing but their embeddings can be shared by pairs."""
+    merging, found = towers.merging, []
+    assert merging is not None
+    order = np.argsort(starts.lengths[text], kind="stable")
+    for part in np.array_split(order, -(-len(order) // batch_size)):
+        patches = image_tokens.index_select(0, torch.from_numpy(image[part]).to(image_tokens.device))
+        found.append(merging.cls(towers.vision, *starts.of(text[part]), patches))
+    back = torch.from_numpy(np.argsort(order)).to(image_tokens.device)
+    return torch.cat(found).index_select(0, back)
 
 
 def _cls(

@@ -20,7 +20,7 @@ class TextModel(nn.Module):
     With fusion in every layer (SIMLA) the language encoder is all layers with cross-attention left out, and the
     multimodal one starts from the embeddings again. With fusion in the upper half (ALBEF) the lower half is the
     language encoder, and the upper half starts from its states. Without any fusion, only the language encoder's layers
-    exist.
+    exist; merged, none does, and what is left are embeddings and the MLM head.
     """
 
     def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool):

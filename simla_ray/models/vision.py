@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import timm
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from simla_ray.config.schema import Stem, Vision
+from simla_ray.config.schema import Stem, Vision, VisionSource
 from simla_ray.errors import UserError
 
 #: CLIP's normalisation, as the official code uses it for every model.
@@ -17,6 +18,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 class VisionTower(nn.Module):
     """ViT -> tokens (B, N, D), pre-norm, final LayerNorm, no dropout (official ``models/vit.py``).
+
+    With ``source: patches`` the tokens are embedded patches with their positions, and the blocks are there for whoever
+    puts other tokens beside them (``models.merging``).
 
     Masked patches are replaced by a learned token after the patch embedding, before class token and positions. With a
     convolutional stem, whose receptive fields overlap, their pixels are cleared first, so that nothing leaks into
@@ -43,6 +47,9 @@ class VisionTower(nn.Module):
             raise UserError(f"vision.timm: {config.timm} cannot be built with these keys ({error})") from None
         if not hasattr(self.vit, "_pos_embed") or self.vit.num_prefix_tokens != 1:
             raise UserError(f"vision.timm: {config.timm} is not a Vision Transformer with one class token")
+        self.embeds_only = config.source is VisionSource.patches
+        if self.embeds_only and any(type(b) is not Block or b.attn.gate is not None for b in self.vit.blocks):
+            raise UserError(f"vision.timm: {config.timm} has other blocks than the Vision Transformer's plain ones")
         self.patch_px = config.patch_px
         self.clears_pixels = config.stem is Stem.conv
         self.width: int = self.vit.embed_dim
@@ -64,12 +71,20 @@ class VisionTower(nn.Module):
             tokens = torch.where(patch_mask[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         tokens = self.vit._pos_embed(tokens)
         tokens = self.vit.norm_pre(tokens)
+        return tokens if self.embeds_only else self.transform(tokens)
+
+    def transform(self, tokens: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """All blocks and the last LayerNorm, (n, S, D) -> (n, S, D); ``allowed``: see ``run``."""
         for block in self.vit.blocks:
-            if self.saves_memory and self.training and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = self.run(block, tokens, allowed)
         return self.vit.norm(tokens)
+
+    def run(self, block: nn.Module, tokens: Tensor, allowed: Tensor | None) -> Tensor:
+        """One block, (n, S, D) -> (n, S, D); ``allowed`` (n, 1, 1, S) bool, the tokens that may be read, None for
+        all."""
+        if self.saves_memory and self.training and torch.is_grad_enabled():
+            return checkpoint(block, tokens, allowed, use_reentrant=False)
+        return block(tokens, allowed)
 
 
 class ConvStem(nn.Module):

@@ -16,6 +16,7 @@ from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keyw
 from simla_ray.objectives.masked_image import mim_loss
 from simla_ray.objectives.masked_text import mlm_loss
 from simla_ray.objectives.matching import itm_loss
+from simla_ray.objectives.word_patch import wpa_loss
 from simla_ray.types import Batch, LossTerm
 
 
@@ -67,7 +68,7 @@ def loss_terms(
     active: set[str],
     alphas: dict[str, float],
     *,
-    scale: Scale,
+    scale: Scale | None,
     queue: Queue | None,
     codes: Tensor | None,
     cls_id: int,
@@ -82,13 +83,13 @@ def loss_terms(
     """
     terms: dict[str, LossTerm] = {}
     if "itc" in active:
-        assert objectives.itc is not None
+        assert objectives.itc is not None and scale is not None
         vectors = record.image_vec, record.text_vec, record.image_key, record.text_key
         ids = batch.image_id if objectives.itc.same_image is SameImage.positive else None
         terms["itc"] = contrast(objectives.itc, *vectors, scale, alphas["itc"], queue, ids, ids)  # type: ignore[arg-type]
     if "itm" in active:
         assert record.match_logits is not None
-        terms["itm"] = itm_loss(record.match_logits)
+        terms["itm"] = itm_loss(record.match_logits, record.match_label)
     if "mlm" in active:
         assert record.mlm_logits is not None
         terms["mlm"] = mlm_loss(
@@ -111,6 +112,18 @@ def loss_terms(
         chosen = select_keywords(record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, psl)
         target = keyword_targets(batch.token_ids, chosen, logits.shape[1], cls_id, logits.dtype)
         terms["psl"] = psl_loss(logits, target, record.concept_teacher, alphas["psl"], psl, keyword_columns)
+    if "wpa" in active:
+        wpa = objectives.wpa
+        assert wpa is not None and record.word_states is not None and record.patch_states is not None
+        assert record.match_label is not None
+        terms["wpa"] = wpa_loss(
+            record.word_states,
+            batch.token_mask[:, 1:],
+            record.patch_states,
+            record.match_label,
+            wpa.beta,
+            wpa.iterations,
+        )
     if "answers" in active:
         if record.answer_logits is not None:
             assert batch.answer_ids is not None

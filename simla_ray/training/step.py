@@ -13,11 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from simla_ray.config.enums import ContrastScope
 from simla_ray.config.schema import Distilled, Run, ScheduleKind
 from simla_ray.models.compiling import compile_layers
-from simla_ray.models.forward import forward_cross, forward_dual
+from simla_ray.models.family import forward
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.precision import autocast
-from simla_ray.models.question import forward_question
 from simla_ray.objectives.terms import alpha_at, itm_eps_at, loss_terms
 from simla_ray.training.comm import Comm
 from simla_ray.training.optim import build_optimizer, learning_rate
@@ -42,12 +41,7 @@ class Losses(nn.Module):
         """-> weighted total, the terms, and the (B, E) image and text keys that enter the queue."""
         objectives = self.run.objectives
         needs = Needs.of(objectives, active, has_teacher=self.model.teacher is not None)
-        if needs.question:
-            record = forward_question(self.model, batch, objectives, needs)
-        elif needs.towers_alone and self.model.teacher is None:
-            record = forward_dual(self.model, batch)
-        else:
-            record = forward_cross(self.model, batch, objectives, needs, itm_eps=itm_eps)
+        record = forward(self.model, batch, objectives, needs, itm_eps=itm_eps)
         terms = loss_terms(
             record,
             batch,
@@ -108,7 +102,8 @@ class Step:
         """
         run, model = self.run, self.model
         self._enter_phase(active_at(run, step, self.total))
-        model.scale.clamp()
+        if model.scale is not None:
+            model.scale.clamp()
         if model.teacher is not None:
             model.teacher.update(model.student)
         for group in self.optimizer.param_groups:

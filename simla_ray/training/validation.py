@@ -13,6 +13,8 @@ from simla_ray.types import Batch
 
 #: Objective -> metrics reported of it.
 REPORTED = ("hard", "accuracy")
+#: Objectives that predict nothing that could be right or wrong.
+WITHOUT_ACCURACY = ("psl", "wpa")
 
 
 @torch.no_grad()
@@ -39,6 +41,7 @@ def fixed_losses(
                     sums[key] = sums.get(key, torch.zeros((), device=device)) + term.metrics[metric]
     losses.train()
     # Every rank must bring the same names, also one that holds no batch.
-    names = [f"{n}_{m}" for n in run.objectives.active() for m in REPORTED if (n, m) != ("psl", "accuracy")]
+    on = run.objectives.active()
+    names = [f"{n}_{m}" for n in on for m in REPORTED if m != "accuracy" or n not in WITHOUT_ACCURACY]
     stacked = torch.stack([sums.get(n, torch.zeros((), device=device)).double() for n in names])
     return dict(zip(names, (comm.sum(stacked) / n_batches).tolist(), strict=True))

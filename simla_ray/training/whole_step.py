@@ -49,7 +49,7 @@ def backward_over_step(
     A single micro-batch keeps its graph; several are run twice, first for their vectors alone, with the same dropout.
     """
     itc = run.objectives.itc
-    assert itc is not None
+    assert itc is not None and model.scale is not None
     device, once = batches[0][1].image.device, len(batches) == 1
 
     def vectors(i: int) -> tuple[Tensor, Tensor]:

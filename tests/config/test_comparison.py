@@ -145,7 +145,7 @@ def test_mistakes_of_one_entry_and_of_all_come_at_once(shared):
         "comparison.reference: simba is not one of the chosen entries (clip, simla, mine); did you mean simla?; "
         "choose it too, or name another",
         "optim.lrr: unknown key; did you mean optim.lr?",
-        "comparison.entries.mine.method: simba is not one of simla, albef, clip, siglip; did you mean simla?",
+        "comparison.entries.mine.method: simba is not one of simla, albef, clip, siglip, vilt; did you mean simla?",
         "comparison.entries.mine.objectives.psl.wieght: unknown key; did you mean objectives.psl.weight?",
     ]
 
