@@ -9,8 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from simla_ray.config.enums import Method
-from simla_ray.config.schema import CodesKind, Run
+from simla_ray.config.enums import Fusion, Method
+from simla_ray.config.schema import CodesKind, Run, Stem
 from simla_ray.data.sources import read_column
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster
@@ -81,6 +81,8 @@ def fallbacks(run: Run) -> list[str]:
         if run.text.vocab == "train":
             found.append("vocabulary: trained on the captions in place of CLIP's")
         return found
+    if run.text.fusion is Fusion.merged:
+        return _fallbacks_of_merged(run)
     if "mim" in run.objectives.active() and run.codes.kind is not CodesKind.dvae:
         found.append(f"visual codes: {run.codes.n} {run.codes.kind} codes in place of DALL-E's 8192")
     if run.init_from is not None:
@@ -93,6 +95,27 @@ def fallbacks(run: Run) -> list[str]:
         found.append("text model: random start in place of bert-base-uncased")
     if run.text.vocab == "train":
         found.append("vocabulary: trained on the captions in place of bert-base-uncased's")
+    return found
+
+
+def _fallbacks_of_merged(run: Run) -> list[str]:
+    """ViLT as published: ViT-B/32 weights to start from, patches of 32 px, pictures whose shorter side is 384 px."""
+    found = []
+    patches = f"towers: none; patches of {run.vision.patch_px} px of squares of {run.vision.image_px} px"
+    found.append(f"{patches}, in place of 32 px of pictures in their own shape, 384 px at the shorter side")
+    if run.init_from is not None:
+        found.append(f"blocks: start from {Path(run.init_from).name} in place of ViT-B/32")
+    elif run.vision.weights is not None:
+        found.append(f"blocks: start from {run.vision.weights.name} in place of ViT-B/32")
+    elif not run.vision.pretrained:
+        found.append("blocks: random start in place of ViT-B/32")
+    elif run.vision.timm != "vit_base_patch32_384":
+        found.append(f"blocks: start from {run.vision.timm} in place of ViT-B/32")
+    if run.vision.stem is Stem.conv:
+        found.append("patches: two convolutions before the linear embedding")
+    if run.text.vocab == "train":
+        found.append("vocabulary: trained on the captions in place of bert-base-uncased's")
+    found.append("ITM: images of swapped pairs come from the micro-batch in place of the whole data set")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from simla_ray.config.enums import Fusion
 from simla_ray.config.schema import Run
 
 METHODS = {
@@ -15,6 +16,8 @@ METHODS = {
     "clip": "CLIP ([arXiv 2103.00020](https://arxiv.org/abs/2103.00020), ICML 2021): two towers and a contrastive loss",
     "siglip": "SigLIP ([arXiv 2303.15343](https://arxiv.org/abs/2303.15343), ICCV 2023): two towers and a sigmoid per "
     "pair",
+    "vilt": "ViLT ([arXiv 2102.03334](https://arxiv.org/abs/2102.03334), ICML 2021): words and patches side by side in "
+    "one Vision Transformer, without towers",
 }
 
 
@@ -63,7 +66,7 @@ def _what(run: Run, manifest: Mapping[str, Any], summary: Mapping[str, Any], fac
 def _use(run: Run) -> str:
     on = run.objectives.active()
     lines = ["import simla_ray", "", 'model = simla_ray.load("FOLDER")  # device="cpu" or "cuda"']
-    if "itc" in on or "itm" in on:
+    if "itc" in on or ("itm" in on and run.text.fusion is not Fusion.merged):
         lines.append('model.encode_image(["photo.jpg"]) @ model.encode_text(["a red circle"]).T  # cosines')
     if "itm" in on:
         lines.append('model.match(["photo.jpg"], ["a red circle"])    # probability that they belong together')

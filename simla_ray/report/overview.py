@@ -28,10 +28,11 @@ OBJECTIVES = {
     "mlm": "Masked language",
     "mim": "Masked image",
     "psl": "Keywords (pseudo-supervised)",
+    "wpa": "Words to patches (optimal transport)",
     "answers": "Answers to questions",
     "labels": "Labels of statements",
 }
-METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP"}
+METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP", "siglip": "SigLIP", "vilt": "ViLT"}
 #: More phase numbers than this are not explained in words.
 MANY = 4
 

@@ -38,3 +38,21 @@ def test_small_grids_are_masked_too():
     assert max(counts) <= 10
     assert min(counts) >= 1
     assert np.mean(counts) > 7
+
+
+def test_whole_words_are_chosen_with_all_their_pieces():
+    """Words of one to four pieces; a word is chosen as often as a piece would be, its pieces have fates of their own."""
+    sizes = np.tile([1, 2, 3, 4], 100)
+    starts = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    ids, maskable = np.arange(10, 10 + len(starts)), np.ones(len(starts), dtype=bool)
+    maskable[0] = False
+    share, mixed = [], 0
+    for seed in range(50):
+        masked = mask_words(ids, maskable, 0.3, 3, 5000, np.random.default_rng(seed), starts)
+        again = mask_words(ids, maskable, 0.3, 3, 5000, np.random.default_rng(seed), starts)
+        assert np.array_equal(masked.ids, again.ids) and not masked.chosen[0]
+        assert np.array_equal(masked.chosen[1:], masked.chosen[starts][1:])
+        share.append(masked.chosen[starts == np.arange(len(starts))].mean())
+        fates = (masked.ids == 3)[masked.chosen]
+        mixed += 0 < fates.mean() < 1
+    assert abs(np.mean(share) - 0.3) < 0.02 and mixed == 50

@@ -12,7 +12,7 @@ from simla_ray.models.stack import Memory
 from simla_ray.models.text import TextModel
 
 N, L, IMAGES, TEXTS = 9, 11, 7, 30
-FUSIONS = pytest.mark.parametrize("fusion", list(Fusion))
+FUSIONS = pytest.mark.parametrize("fusion", [Fusion.every_layer, Fusion.upper_half])
 
 
 def text_model(fusion, depth=4):

@@ -34,3 +34,10 @@ def test_equals_the_reference(seed, B):
 
 def test_bfloat16_logits_give_a_float32_loss():
     assert itm_loss(torch.zeros(3, 2, dtype=torch.bfloat16)).loss.dtype == torch.float32
+
+
+def test_rows_may_bring_their_labels():
+    logits = torch.tensor([[0.0, 2.0], [0.0, 2.0]])
+    term = itm_loss(logits, torch.tensor([0, 1]))
+    assert term.loss.item() == pytest.approx((math.log(1 + math.exp(2)) + math.log(1 + math.exp(-2))) / 2)
+    assert term.metrics["accuracy"].item() == 0.5
