@@ -23,8 +23,9 @@ class Merging(nn.Module):
     def __init__(self, width: int, *, pooled: bool):
         super().__init__()
         self.type_embeddings = nn.Embedding(2, width)  # of words, of patches
+        self.type_embeddings.apply(bert_init)
+        # torch's own start is BERT's at 768; at 64 BERT's would leave ITM a quarter of its gradient.
         self.pooler = nn.Linear(width, width) if pooled else None
-        self.apply(bert_init)
 
     def forward(
         self, tower: VisionTower, words: Tensor, mask: Tensor, patches: Tensor, keep: Attentions | None = None

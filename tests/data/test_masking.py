@@ -41,7 +41,7 @@ def test_small_grids_are_masked_too():
 
 
 def test_whole_words_are_chosen_with_all_their_pieces():
-    """Words of one to four pieces; a word is chosen as often as a piece would be, its pieces have fates of their own."""
+    """Words of one to four pieces; a word is chosen as often as a piece; its pieces have fates of their own."""
     sizes = np.tile([1, 2, 3, 4], 100)
     starts = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
     ids, maskable = np.arange(10, 10 + len(starts)), np.ones(len(starts), dtype=bool)

@@ -57,3 +57,16 @@ def test_albef_measures_what_it_has(start):
     assert all(set(step) <= {"itc", "itm", "mlm", "total"} for step in losses(folder))
     assert {"retrieval", "match", "grounding", "words"} <= set(summary["eval"]) and "keywords" not in summary["eval"]
     assert not (folder / "prepared" / "codes.safetensors").exists()
+
+
+def test_vilt_matches_words_and_patches_at_any_number_of_workers(start):
+    (one, summary), (two, _) = start("vilt", 1), start("vilt", 2)
+    assert len(losses(one)) == 6
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert a.keys() == b.keys() == {"itm", "mlm", "wpa", "total"}
+        assert b == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in a.items()}
+    assert set(summary["eval"]) == {"data", "retrieval", "match", "grounding", "words"}
+    assert summary["eval"]["retrieval"]["n_images"] == 24 and "itc" not in summary["eval"]["retrieval"]
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert manifest["label"] == "vilt-tiny" and manifest["fallbacks"][0].startswith("towers: none; patches of 8 px")
+    assert not (one / "prepared" / "codes.safetensors").exists() and (one / "report.html").is_file()

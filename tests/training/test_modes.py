@@ -15,7 +15,7 @@ from simla_ray.training.step import Losses, Step
 from tests.models.toy import CLS, NAMES, SHAPE, VOCAB, B, make_batch, make_model, make_run
 from tests.training.test_step import CPU, Syncs, batches
 
-METHODS = ("simla", "albef", "clip", "siglip")
+METHODS = ("simla", "albef", "clip", "siglip", "vilt")
 
 
 def method_run(method, **overrides):
