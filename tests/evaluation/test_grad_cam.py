@@ -107,7 +107,7 @@ def test_only_upper_layers_fuse_in_albef(vocabulary, data):
     given = tokens, torch.tensor([0]), *scorer.tokenize(["a red circle"])
     each = layer_cams(scorer, *given, (2, 3))
     torch.testing.assert_close(grad_cam(scorer, *given, layers=(3,)), each[1])
-    with pytest.raises(UserError, match="layers: 1 has no cross-attention; those that have: 2, 3"):
+    with pytest.raises(UserError, match="layers: 1 does not read the image; those that do: 2, 3"):
         checked_layers(scorer, (3, 1))
     with pytest.raises(UserError, match="layers: none given"):
         checked_layers(scorer, ())

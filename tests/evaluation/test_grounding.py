@@ -166,7 +166,7 @@ def test_ties_go_to_all_layers_then_to_the_first():
 
 
 def test_bad_layers_are_one_line(data, four):
-    with pytest.raises(UserError, match="layers: 3 has no cross-attention; those that have: 0, 1, 2"):
+    with pytest.raises(UserError, match="layers: 3 does not read the image; those that do: 0, 1, 2"):
         grounding.measure(data, (3,))
     with pytest.raises(UserError, match="no validation row has a phrase with boxes"):
         layer_scores(EvalSet.load(data.scorer, four[3:], Work()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from simla_ray.config.load import load_run
+from simla_ray.config.load import load_finetuning, load_run
 from simla_ray.models.family import forward
 from simla_ray.models.forward_merged import half_swapped
 from simla_ray.models.model import Model
@@ -238,3 +238,28 @@ def test_a_vision_transformers_weights_start_the_stack(tmp_path):
     model: Model = make_model(make_run())
     load_vit(model.student.vision, tmp_path / "vit.safetensors")
     assert torch.equal(model.student.vision.vit.blocks[1].mlp.fc1.weight, vit.blocks[1].mlp.fc1.weight)
+
+
+@pytest.mark.parametrize(
+    ("task", "more"),
+    [
+        ("vqa", {"objectives.answers": {"most": 5}}),
+        ("vqa", {"objectives.answers": {"most": 5, "head": "classifier"}}),
+        ("nlvr", {}),
+        ("nlvr2", {}),
+    ],
+)
+def test_fine_tuned_tasks_read_the_merged_states_and_train_all_they_have(task, more):
+    run = load_finetuning(
+        make_run(), overrides={"task": task, "batch.micro": B, "batch.global": 2 * B, "text.max_tokens": 30, **more}
+    )
+    model, batch = make_model(run), make_batch()
+    batch.second_image = make_batch(1).image if task == "nlvr2" else None
+    batch.answer_ids, batch.label = torch.tensor([[2, 7, 3, 0], [2, 7, 8, 3]] * 2), torch.tensor([0, 1, 0, 1])
+    on = set(run.objectives.active())
+    model.trainable_in(on)
+    _, terms = run_forward(model, run, batch)
+    assert set(terms) == on and len(on) == 1
+    terms[on.pop()].loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not [n for n, p in model.named_parameters() if not p.requires_grad]

@@ -62,7 +62,7 @@ def test_a_run_without_itm_has_no_grounding(storage, capsys):
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("7", "layers: 7 has no cross-attention; those that have: 0, 1, 2"),
+        ("7", "layers: 7 does not read the image; those that do: 0, 1, 2"),
         ("best", "--layers: best; give all, auto, or numbers from 0 such as 5,8"),
         ("1;2", "--layers: 1;2; give all, auto"),
         ("", "--layers: ; give all"),

@@ -35,6 +35,12 @@ def test_licences_and_what_is_not_as_published(tmp_path, run, vocabulary):
     assert fallbacks(base) == []
     given = load_run(overrides=["size=base", "objectives.mim=null", "vision.weights=some/vit.pth"])
     assert fallbacks(given) == ["image tower: starts from vit.pth in place of DeiT-B"]
+    vilt = fallbacks(load_run(overrides=["method=vilt", "size=base", "variant=official"]))
+    assert [line.partition(":")[0] for line in vilt] == [
+        "towers",
+        "ITM",
+    ]  # pictures' shape, and where negatives are from
+    assert "blocks: random start in place of ViT-B/32" in fallbacks(load_run(overrides=["method=vilt"]))
 
 
 def test_what_a_run_started_from_outlives_its_first_leg(tmp_path, run, vocabulary):

@@ -108,7 +108,7 @@ GROUND = {
     "no picture": (["gone.jpg", "a"], "gone.jpg: image_missing"),
     "broken picture": (["PICTURES/bad.png", "a"], "bad.png: image_unreadable"),
     "no words": (["PICTURES/0 & co.jpg", "?!"], "'?!': a phrase without a word"),
-    "no such layer": (["PICTURES/0 & co.jpg", "a", "--layers", "9"], "layers: 9 has no cross-attention"),
+    "no such layer": (["PICTURES/0 & co.jpg", "a", "--layers", "9"], "layers: 9 does not read the image"),
     "not a layer": (["PICTURES/0 & co.jpg", "a", "--layers", "auto"], "--layers: auto; give all, or numbers from 0"),
     "no picture's name": (["PICTURES/0 & co.jpg", "a", "--out", "x.txt"], "--out: x.txt; give a name that ends in"),
     "the picture itself": (

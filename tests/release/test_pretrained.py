@@ -97,7 +97,7 @@ def test_boxes_are_read_off_the_map(model, pictures):
 def test_maps_of_single_layers_add_up(model, pictures):
     parts = [model.ground(pictures[:2], TEXTS[:2], layers=[i]) for i in range(3)]
     torch.testing.assert_close(sum(parts), model.ground(pictures[:2], TEXTS[:2]))
-    with pytest.raises(UserError, match="layers: 7 has no cross-attention; those that have: 0, 1, 2"):
+    with pytest.raises(UserError, match="layers: 7 does not read the image; those that do: 0, 1, 2"):
         model.ground_boxes(pictures[0], "a", layers=(7,))
 
 
