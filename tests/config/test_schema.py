@@ -109,6 +109,7 @@ CALLED = {
     "mlm": {"objective", "o"},
     "mim": {"objective", "o"},
     "psl": {"objective", "o"},
+    "wpa": {"objective", "o"},
     "answers": {"objective", "o"},
     "labels": {"objective", "o"},
     "phases": {"phase", "p"},
