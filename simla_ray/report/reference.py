@@ -5,7 +5,6 @@ One JSON file for each config that was measured lies in ``reference/``: the curv
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata, resources
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from simla_ray.config.load import leaves_of
+from simla_ray.config.load import leaves_of, load_run
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.report.figures import Band, Points, arrays, smoothed
@@ -57,7 +56,7 @@ def reference_of(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "label": first.label,
         "size": str(first.run.size),
         "data": {"train": _data(first)},
-        "config": config_hash(first.run),
+        "config": _leaves(first.run),
         "steps": first.total_steps,
         "seeds": seeds,
         "simla_ray": metadata.version("simla_ray"),
@@ -70,19 +69,24 @@ def find_reference(run: RunFolder) -> dict[str, Any] | None:
     """The packaged curves of this run's config on this run's data, or None."""
     if not FOLDER.is_dir():
         return None
-    config, data = config_hash(run.run), _data(run)
+    data = _data(run)
     for file in sorted(FOLDER.iterdir(), key=lambda file: file.name):
         if file.name.endswith(".json"):
             reference: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            if reference["config"] == config and reference["data"]["train"] == data:
+            if reference["data"]["train"] == data and is_of(reference, run.run):
                 return reference
     return None
 
 
-def config_hash(run: Run) -> str:
-    """sha256 of the keys that curves hang on: the identity keys, without the seed and the test set, and the batch."""
-    leaves = _leaves(run)
-    return hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()
+def is_of(reference: Mapping[str, Any], run: Run) -> bool:
+    """Whether the curves are of this run's config: the keys that curves hang on are all the same.
+
+    A key that came after the curves has the schema's default in them, so a new key does not part them from their runs.
+    """
+    try:
+        return _leaves(load_run(overrides=reference["config"], presets=False)) == _leaves(run)
+    except UserError:  # of a key or a value that is no more
+        return False
 
 
 def band_of(reference: Mapping[str, Any], name: str) -> Band | None:
@@ -135,6 +139,7 @@ def _same(first: RunFolder, other: RunFolder) -> None:
 
 
 def _leaves(run: Run) -> dict[str, Any]:
+    """Keys that curves hang on: the identity keys, without the seed and the test set, and the batch."""
     operational = leaves_of(run, "operational")
     leaves = {path: value for path, value in leaves_of(run, "identity").items() if path not in APART}
     return leaves | {path: operational[path] for path in CURVES_TOO}

@@ -14,7 +14,7 @@ from simla_ray.report import reference
 from simla_ray.report.figures import smoothed
 from simla_ray.report.folder import RunFolder, read_folder
 from simla_ray.report.page import write_report
-from simla_ray.report.reference import beside_reference, config_hash, find_reference, reference_of
+from simla_ray.report.reference import beside_reference, find_reference, is_of, reference_of
 from tests.report.conftest import fabricate
 from tests.report.test_page import text_of
 
@@ -40,7 +40,7 @@ def runs(tmp_path: Path) -> list[RunFolder]:
 def test_a_curve_is_mean_least_and_most_of_the_smoothed_losses(runs):
     found = reference_of(runs)
     assert found["label"] == "simla-tiny-kmeans128" and found["steps"] == STEPS and found["seeds"] == [1, 2, 3]
-    assert found["data"] == {"train": "world"} and len(found["config"]) == 64
+    assert found["data"] == {"train": "world"} and found["config"]["optim.max_steps"] == STEPS
     curve = found["objectives"]["itc"]
     assert curve["step"][0] == 1 and curve["step"][-1] == STEPS and len(curve["step"]) == 100
     slope = smoothed(np.array([3 - step / STEPS for step in range(1, STEPS + 1)]))
@@ -78,13 +78,21 @@ def test_an_objective_without_a_finite_loss_has_no_band(runs):
     assert reference.band_of(found, "psl") is None
 
 
-def test_the_hash_knows_what_curves_hang_on(runs, tmp_path: Path):
-    own = config_hash(runs[0].run)
+def test_curves_are_of_the_keys_that_they_hang_on(runs, tmp_path: Path):
+    found = json.loads(json.dumps(reference_of(runs)))
     same = {"a": {"data.test": ["world:val"]}, "b": {"ray.workers": 2}, "c": {"log.every_steps": 7}}
     for name, keys in same.items():
-        assert config_hash(run_of(tmp_path / name, 5, 0.0, **keys).run) == own
+        assert is_of(found, run_of(tmp_path / name, 5, 0.0, **keys).run)
     for name, keys in {"d": {"data.hflip": "never"}, "e": {"objectives.psl.soft_alpha": 0.37}}.items():
-        assert config_hash(run_of(tmp_path / name, 5, 0.0, **keys).run) != own
+        assert not is_of(found, run_of(tmp_path / name, 5, 0.0, **keys).run)
+
+
+def test_a_key_that_came_after_the_curves_has_its_default_in_them(runs, tmp_path: Path):
+    found = reference_of(runs)
+    assert found["config"].pop("data.fraction") == 1.0
+    assert is_of(found, runs[0].run)
+    assert not is_of(found, run_of(tmp_path / "half", 5, 0.0, **{"data.fraction": 0.5}).run)
+    assert not is_of(found | {"config": found["config"] | {"data.gone": 1}}, runs[0].run)
 
 
 def test_a_page_has_the_band_of_its_own_config_only(runs, tmp_path: Path, monkeypatch):
@@ -94,7 +102,7 @@ def test_a_page_has_the_band_of_its_own_config_only(runs, tmp_path: Path, monkey
     assert find_reference(read_folder(folder)) is None, "no folder, no reference"
     before = write_report(folder).read_text()
     shelf.mkdir()
-    (shelf / "other.json").write_text(json.dumps(reference_of(runs) | {"config": "0" * 64}))
+    (shelf / "other.json").write_text(json.dumps(reference_of(runs) | {"config": {"seed": "none"}}))
     assert find_reference(read_folder(folder)) is None
     assert write_report(folder).read_text() == before
     (shelf / "simla.json").write_text(json.dumps(reference_of(runs)))
