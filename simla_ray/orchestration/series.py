@@ -20,8 +20,18 @@ from simla_ray.orchestration.launch import Within, locked
 from simla_ray.orchestration.plan import total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
 from simla_ray.orchestration.prepare import prepare_shared
+from simla_ray.orchestration.reclaim import reclaiming
 from simla_ray.orchestration.runs import check_kind, run_folder
-from simla_ray.orchestration.trials import FINISHED, Follow, Outcome, at_a_time, fitting, run_trials, task_of
+from simla_ray.orchestration.trials import (
+    DRIVER_CPUS,
+    FINISHED,
+    Follow,
+    Outcome,
+    at_a_time,
+    fitting,
+    run_trials,
+    task_of,
+)
 from simla_ray.report.terminal import clock
 
 Say = Callable[[str], None]
@@ -139,7 +149,10 @@ def opened(
         prepared = prepare_shared(base, shared, base.data.decode_cpus * concurrent)
         steps = total_steps(base, pipeline.order_of(base, prepared.indexes["train"]), None)
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's new output cannot be switched off
-        yield Series(folder, base, Within(cluster, shared), steps, len(prepared.vocabulary), concurrent, timeout_s, say)
+        with reclaiming(say, {"CPU": DRIVER_CPUS}):
+            yield Series(
+                folder, base, Within(cluster, shared), steps, len(prepared.vocabulary), concurrent, timeout_s, say
+            )
 
 
 @dataclass
