@@ -19,17 +19,17 @@ from simla_ray.config.load import difference
 from simla_ray.config.schema import Run
 from simla_ray.config.sweep import Plan, best_yaml, load_sweep, to_yaml
 from simla_ray.errors import UserError, guarded
-from simla_ray.evaluation.paired import PerImage, read_per_image
+from simla_ray.evaluation.paired import read_per_image
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.cli import config_arguments, overrides_of, run_arguments
 from simla_ray.orchestration.launch import pretrain_until
 from simla_ray.orchestration.preflight import dry_run, with_absolute_paths
+from simla_ray.orchestration.repeats import run_repeats
 from simla_ray.orchestration.runs import run_folder
 from simla_ray.orchestration.series import (
     Progress,
     Say,
     Series,
-    differences,
     fresh,
     opened,
     read_summary,
@@ -53,20 +53,6 @@ from simla_ray.training.checkpoint import find_checkpoint
 TRUNK_FILES = ("metrics.jsonl", "dropped.jsonl", "prepared")
 #: How metrics that trials are chosen by are called.
 NAMES = {"retrieval_r10": "validation R@10", "keyword_ap": "validation keyword AP"}
-#: What a validation metric is on the test set.
-TEST_OF = {"retrieval_r10": "retrieval/itc/t2i_r10", "keyword_ap": "keywords/ap", "mlm_accuracy": "words/mlm_accuracy"}
-#: Metrics of which the repeats tell the difference, as far as there are values.
-TOLD = (
-    "retrieval/itc/t2i_r10",
-    "retrieval/itc/i2t_r10",
-    "retrieval/itm/t2i_r10",
-    "retrieval/itm/i2t_r10",
-    "match/auc_random",
-    "keywords/ap",
-    "grounding/pointing",
-    "words/color_right",
-    "words/mlm_accuracy",
-)
 
 
 def sweep_main(argv: Sequence[str]) -> int:
@@ -265,48 +251,9 @@ class OpenSweep:
             )
             self.say(f"best       {best.name}: {values}")
             if self.plan.sweep.seeds:
-                repeats = self._repeats(best)
+                rival = best if not self.is_default(best.params) else self.best(besides_base=True)
+                repeats = run_repeats(self.plan, self.series, self.progress, rival)
         return self.write(repeats, unfinished=False)
-
-    def _repeats(self, best: Seen) -> dict[str, Any] | None:
-        """The best trial, where the base won the best of the others, and the base: with seeds the search never saw."""
-        rival = best if not self.is_default(best.params) else self.best(besides_base=True)
-        seeds = [self.plan.base.seed + 1 + i for i in range(self.plan.sweep.seeds)]
-        sides: dict[str, dict[str, Any]] = {"default": {}} if rival is None else {"best": rival.params, "default": {}}
-        runs = {
-            (side, seed): with_absolute_paths(
-                self.plan.run(params, {"name": self.series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed})
-            )
-            for seed in seeds
-            for side, params in sides.items()
-        }
-        said = "the base" if rival is None else f"{rival.name} and the base"
-        self.say(f"repeat     {said} with seeds {', '.join(map(str, seeds))}, evaluated on the test set")
-        ended = self.series.run_all([(run, self.series.steps) for run in runs.values()], self.progress)
-        told = sorted(
-            TOLD, key=lambda metric: metric not in self.plan.sweep.metrics and metric != TEST_OF.get(self.metric)
-        )
-        found: dict[str, Any] = {"seeds": seeds, "trial": rival and rival.name, "best": [], "default": [], "failed": []}
-        measured: dict[tuple[str, int], PerImage] = {}
-        for (side, seed), run in runs.items():
-            outcome, name = ended[str(run.name)], run_folder(run).name
-            if outcome.summary is None:
-                found["failed"].append({"name": name, "reason": outcome.reason})
-                continue
-            measured[side, seed] = read_per_image(run_folder(run))
-            metrics = {
-                metric: measured[side, seed].metrics[metric]
-                for metric in told
-                if metric in measured[side, seed].metrics
-            }
-            found[side].append({"seed": seed, "name": name, "metrics": metrics})
-        pairs = [
-            (measured["best", s], measured["default", s])
-            for s in seeds
-            if {("best", s), ("default", s)} <= set(measured)
-        ]
-        ours, base = zip(*pairs, strict=True) if pairs else ((), ())
-        return found | {"differences": differences(ours, base, told) if pairs else []}
 
     def is_default(self, params: dict[str, Any]) -> bool:
         return params == self.plan.default_params()[0]
