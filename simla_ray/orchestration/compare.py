@@ -28,6 +28,7 @@ from simla_ray.orchestration.trials import Outcome
 from simla_ray.report.comparison import comparison_table, write_comparison_report
 from simla_ray.report.folder import read_folder
 from simla_ray.report.reference import reference_of
+from simla_ray.whole import write_whole
 
 SAMPLES, COMPUTE = "samples", "compute"
 #: The paper's claim: how much data a method needs (section 5).
@@ -120,7 +121,7 @@ def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
     wanted, limit = plan.comparison.concurrent, plan.comparison.timeout_s
     began = time.time() - (before["seconds"] if before is not None else 0.0)
     with opened(folder, plan.base, others, wanted, "comparison.concurrent", limit, say) as series:
-        stored.write_text(to_yaml(plan))
+        write_whole(stored, to_yaml(plan))
         for line in lines_of(plan):
             say(line)
         rows = list(_rows(plan, series))

@@ -39,6 +39,7 @@ from simla_ray.report.page import write_report
 from simla_ray.training.checkpoint import find_checkpoint
 from simla_ray.training.legs import FENCE_S, fence, legs_of, stopped, tidy
 from simla_ray.training.log import log_event
+from simla_ray.whole import write_whole
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
 WORKER_ENV = {
@@ -122,7 +123,7 @@ def _train(run: Run, say: Callable[[str], None], within: Within | None, until: i
         check_data(folder, run, prepared)
         if newest is None:
             build_losses(run, prepared, torch.device("cpu"))  # weights and codes that cannot be used are said here
-        stored.write_text(to_yaml(run))
+        write_whole(stored, to_yaml(run))
         total = total_steps(run, pipeline.order_of(run, prepared.indexes["train"]), newest)
         say(banner(run, folder, prepared, total, time.perf_counter() - began))
         write_manifest(folder, run, prepared, cluster, start)

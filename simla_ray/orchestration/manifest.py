@@ -15,6 +15,7 @@ from simla_ray.data.sources import read_column
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster
 from simla_ray.orchestration.prepare import Prepared
+from simla_ray.whole import write_whole
 
 PACKAGES = (
     "simla_ray",
@@ -53,7 +54,7 @@ def write_manifest(
     }
     if start is not None:
         manifest["start"] = start
-    stored.write_text(json.dumps(manifest, indent=1))
+    write_whole(stored, json.dumps(manifest, indent=1))
 
 
 def check_data(folder: Path, run: Run, prepared: Prepared) -> None:

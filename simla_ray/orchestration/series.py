@@ -33,6 +33,7 @@ from simla_ray.orchestration.trials import (
     task_of,
 )
 from simla_ray.report.terminal import clock
+from simla_ray.whole import write_whole
 
 Say = Callable[[str], None]
 
@@ -207,7 +208,4 @@ def _last(name: str) -> str:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """In one piece."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(tree, indent=1))
-    temporary.replace(path)
+    write_whole(path, json.dumps(tree, indent=1))

@@ -11,6 +11,7 @@ from simla_ray.config.schema import Run
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration.prepare import Prepared
 from simla_ray.types import with_intervals
+from simla_ray.whole import write_whole
 
 
 def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dict[str, Any]:
@@ -54,9 +55,7 @@ def write_summary(folder: Path, run: Run, prepared: Prepared, total: int) -> dic
             task: with_intervals(result["metrics"], result.get("intervals", {})) for task, result in evaluation.items()
         },
     }
-    temporary = folder / "summary.tmp"
-    temporary.write_text(json.dumps(summary, indent=1))
-    temporary.replace(folder / "summary.json")
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 

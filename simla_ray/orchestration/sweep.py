@@ -48,6 +48,7 @@ from simla_ray.orchestration.study import (
 from simla_ray.orchestration.trials import STOPPED, Follow, Outcome, run_trials
 from simla_ray.report.sweep import sweep_table, write_sweep_report
 from simla_ray.training.checkpoint import find_checkpoint
+from simla_ray.whole import write_whole
 
 #: What of a trunk's folder a trial goes on from, beside its checkpoint.
 TRUNK_FILES = ("metrics.jsonl", "dropped.jsonl", "prepared")
@@ -106,7 +107,7 @@ def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
     began = time.time() - (before["seconds"] if before is not None else 0.0)
     wanted, limit = plan.sweep.concurrent, plan.sweep.timeout_s
     with opened(folder, plan.base, (), wanted, "sweep.concurrent", limit, say) as series:
-        stored.write_text(to_yaml(plan))
+        write_whole(stored, to_yaml(plan))
         going = OpenSweep(replace(plan, base=series.base), series, began)
         for line in lines_of(plan):
             say(line)
@@ -244,7 +245,7 @@ class OpenSweep:
         if best is None:
             self.say("best       none: no trial ran to its end")
         else:
-            (self.folder / "best.yaml").write_text(best_yaml(self.plan, best.params))
+            write_whole(self.folder / "best.yaml", best_yaml(self.plan, best.params))
             values = ", ".join(
                 f"{NAMES.get(m, m)} {100 * v:.1f} %"
                 for m, v in zip(self.plan.sweep.metrics, best.values or [], strict=True)

@@ -45,6 +45,7 @@ from simla_ray.training.saver import Saved, Saver
 from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
 from simla_ray.training.watchdog import Beat, Watchdog
+from simla_ray.whole import write_whole
 
 #: Micro-batches that wait for the step, collated and in pinned memory.
 PREFETCHED = 2
@@ -228,10 +229,8 @@ def _evaluate_best(
         )  # fmt: skip
     if log is not None:
         write_per_image(results, folder)
-        temporary = folder / "evaluation.tmp"
-        temporary.write_text(json.dumps(to_json(results)))
-        temporary.replace(folder / "evaluation.json")
-        (folder / "state.json").write_text(json.dumps(state.to_json()))
+        write_whole(folder / "evaluation.json", json.dumps(to_json(results)))
+        write_whole(folder / "state.json", json.dumps(state.to_json()))
         log.event("evaluation", step=state.best_step, seconds=round(time.perf_counter() - began, 2))
 
 

@@ -14,6 +14,7 @@ import torch
 from simla_ray.data.schema import utf8
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
+from simla_ray.whole import write_whole
 
 NAMES = "index.json"
 FORMAT = 1
@@ -89,10 +90,8 @@ class VectorStore:
             save_tensors({"vectors": torch.from_numpy(vectors)}, self.folder / own)
             # safetensors writes files that nobody else may read.
             (self.folder / own).chmod(self.folder.stat().st_mode & 0o666)
-            temporary = self.folder / f"{NAMES}.tmp"
             about = json.dumps({**self.about, "vectors": own})
-            temporary.write_text(f'{about[:-1]}, "pictures": {pictures}}}')
-            temporary.replace(self.folder / NAMES)
+            write_whole(self.folder / NAMES, f'{about[:-1]}, "pictures": {pictures}}}')
             for old in self.folder.glob("vectors-*.safetensors"):
                 if old.name != own:
                     old.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.types import with_intervals
+from simla_ray.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,8 @@ def read_folder(folder: Path) -> RunFolder:
 
 def write_page(folder: Path, text: str) -> Path:
     """Put ``report.html`` in place in one step."""
-    temporary = folder / "report.tmp"
-    temporary.write_text(text, encoding="utf-8")
     report = folder / "report.html"
-    temporary.replace(report)
+    write_whole(report, text)
     return report
 
 

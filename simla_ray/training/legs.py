@@ -20,6 +20,7 @@ from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.training.checkpoint import UNFINISHED, load_state, newest_and_damaged
 from simla_ray.training.state import State
+from simla_ray.whole import write_whole
 
 #: Events that say why a leg ended, in a line.
 ENDS = ("failure", "notice", "rollback", "hung")
@@ -148,11 +149,9 @@ def tidy(checkpoints: Path) -> list[str]:
 
 def note_stop(folder: Path, why: str) -> None:
     """A mistake that another try would not mend: the next leg ends at once, and the driver says it."""
-    temporary = folder / "stopped.tmp"
     for reserve in (True, False):
         try:
-            temporary.write_text(json.dumps({"error": why}))
-            temporary.replace(folder / "stopped.json")
+            write_whole(folder / "stopped.json", json.dumps({"error": why}))
             return
         except OSError:  # the disk is full: this note is what the reserve is for
             if not reserve:

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
+from simla_ray.whole import write_whole
 
 STEPPED = ("metrics.jsonl", "dropped.jsonl", "consumed.jsonl")
 
@@ -108,6 +109,4 @@ def _append(path: Path, text: bytes) -> bool:
 def _cut_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [line for line in read_lines(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))

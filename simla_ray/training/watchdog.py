@@ -13,8 +13,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from simla_ray.whole import write_whole
 
 #: What a worker does between two steps, in this order.
 DOING = ("waiting for data", "in the step", "at the log point")
@@ -78,12 +81,8 @@ class Watchdog:
 
     def _write(self, beat: Beat) -> None:
         file = self.folder / f"rank-{self.rank}.json"
-        try:
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asdict(beat)))
-            temporary.replace(file)
-        except OSError:
-            pass  # no room: the next one may fit
+        with suppress(OSError):  # no room: the next one may fit
+            write_whole(file, json.dumps(asdict(beat)))
 
     def _beats(self) -> list[Beat]:
         found = []

@@ -16,13 +16,14 @@ from simla_ray.data.adapt.gathered import Gathered
 from simla_ray.data.adapt.pictures import FolderPictures, SetPictures, pictures_in
 from simla_ray.data.adapt.rows import Rows
 from simla_ray.data.convert.conversion import DROPPED, locked
-from simla_ray.data.convert.plan import MB, STATE, write_whole
+from simla_ray.data.convert.plan import MB, STATE
 from simla_ray.data.convert.progress import Progress, Say
 from simla_ray.data.convert.rows import encoded_bytes
 from simla_ray.data.convert.shards import Report, write_shard
 from simla_ray.data.index import build_index
 from simla_ray.data.sources import MANIFEST
 from simla_ray.errors import UserError
+from simla_ray.whole import write_whole
 
 SHARD_BYTES = 256 * MB
 

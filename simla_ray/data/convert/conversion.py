@@ -24,7 +24,6 @@ from simla_ray.data.convert.plan import (
     make_plan,
     store_plan,
     stored_plan,
-    write_whole,
 )
 from simla_ray.data.convert.progress import Progress, Say
 from simla_ray.data.convert.shards import Report, WriteShards
@@ -33,6 +32,7 @@ from simla_ray.data.index import Index, build_index
 from simla_ray.data.sources import MANIFEST
 from simla_ray.data.sources.files import is_remote
 from simla_ray.errors import UserError
+from simla_ray.whole import write_whole
 
 DROPPED = "dropped.jsonl"
 

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from simla_ray.data.convert.check import Checked, Example, Finding, Result, rows_of
-from simla_ray.data.convert.plan import write_whole
 from simla_ray.data.convert.progress import in_bytes
 from simla_ray.data.convert.rows import picture_of
 from simla_ray.data.convert.statistics import BYTES_STEPS, RATIO_STEPS, Statistics, bins, mean, quantile
@@ -21,6 +20,7 @@ from simla_ray.errors import UserError
 from simla_ray.markup import Markup, join, picture, table, tag
 from simla_ray.markup.charts import columns, ranking
 from simla_ray.markup.document import Section, document
+from simla_ray.whole import write_whole
 
 NAMES = {"train": "Training set", "val": "Validation set"}
 SAMPLES, PAIRS = 24, 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from simla_ray.data.convert.survey import Survey
 from simla_ray.data.sources import MANIFEST
 from simla_ray.errors import UserError
+from simla_ray.whole import write_whole
 
 STATE = ".convert"
 MB = 2**20
@@ -123,13 +123,6 @@ def check_folder(folder: Path, sources: Sequence[str]) -> None:
     if strange:
         what = "a conversion's manifest that is not finished" if MANIFEST in strange else strange[0]
         raise UserError(f"--to: {folder} is not empty ({what}); give an empty or a new folder")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _shown(value: Any) -> str:

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from simla_ray.data.convert.plan import MB, STATE, Options, Plan, write_whole
+from simla_ray.data.convert.plan import MB, STATE, Options, Plan
 from simla_ray.data.convert.rows import encoded_bytes, pictures_of, schema_of, values_of
 from simla_ray.data.convert.survey import Place, rows_between
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
 from simla_ray.errors import UserError
+from simla_ray.whole import write_whole
 
 NO_LICENSE = "not stated"
 #: Columns whose values come again and again.
