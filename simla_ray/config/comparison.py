@@ -1,7 +1,10 @@
 """A comparison file: an ordinary run config, shared by all entries, and a section ``comparison`` -> one checked plan.
 
-Layers of an entry, later ones win: size preset, method preset and variant of the entry, shared keys, the entry's own.
-So shared keys may not touch what makes an entry: keys over an objective that a method has not would switch it on.
+Layers of an entry, later ones win: size preset, the entry's method preset, recipe and variant, shared keys, the entry's
+own. So shared keys may not touch what makes an entry: keys over an objective that a method has not would switch it on.
+They may lie over a recipe.
+
+Controlled, nobody has a recipe of its own, and entries differ in fusion and objectives alone (``config.controlled``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from simla_ray.config.controlled import NOTE, is_held, unheld
 from simla_ray.config.enums import Method, Variant
 from simla_ray.config.load import (
     did_you_mean,
@@ -25,6 +29,7 @@ from simla_ray.config.load import (
     nest,
     over_presets,
     preset,
+    recipe_name,
     validated,
 )
 from simla_ray.config.schema import Run, Section, identity, operational
@@ -47,6 +52,7 @@ NOT_SHARED = {
     "seed": "see comparison.seeds",
     "data.fraction": "see comparison.fractions",
 }
+_HELD = "is held equal by comparison.controlled; set it beside the comparison, or leave it to the methods"
 _SAME = "is the same for all entries; set it beside the comparison"
 #: What an entry's keys cannot be.
 NOT_OWN = {
@@ -64,6 +70,9 @@ class Comparison(Section):
     )
     chosen: list[str] | None = operational(
         None, "entries that are compared; null: clip, albef, simla, simla-no-psl and those the file defines"
+    )
+    controlled: bool = identity(
+        False, "nothing but fusion and objectives differs: same data, towers, steps, batch, optimiser; no own recipes"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = operational([0, 1, 2], "seeds of each entry's runs", min_length=1)
     budgets: list[Literal["samples", "compute"]] = operational(
@@ -139,7 +148,7 @@ class ComparisonPlan:
         for path, value in (over or {}).items():
             merge(tree, nest(path, value))
         problems: list[str] = []
-        return validated(over_presets(tree, problems), problems)
+        return validated(over_presets(tree, problems, controlled=self.comparison.controlled), problems)
 
     def overrides(self, entry: str) -> dict[str, Any]:
         """What makes the entry: ``{"a.b": value}``, method and variant included."""
@@ -148,6 +157,32 @@ class ComparisonPlan:
     def description(self, entry: str) -> str:
         """One line."""
         return str(self.comparison.entries[entry].get("description", ""))
+
+    def recipe(self, entry: str) -> str | None:
+        """The recipe of its own by which an entry trains, ``<method>-<size>``; None where that is the size's."""
+        run = self._first(entry)
+        return None if self.comparison.controlled else recipe_name(str(run.method), str(run.size))
+
+    def notes(self) -> list[str]:
+        """What a controlled comparison holds equal, and what entries go without for that; a sentence each."""
+        if not self.comparison.controlled:
+            return []
+        found = [NOTE]
+        runs = {entry: self._first(entry) for entry in self.entries}
+        if without := [e for e, run in runs.items() if recipe_name(str(run.method), str(run.size))]:
+            found.append(f"Without the recipe that their method has at this size: {', '.join(without)}.")
+        for entry, run in runs.items():
+            if lost := [p for p, value in leaves(preset("method", str(run.method))) if is_held(p, value)]:
+                found.append(f"{entry} is without what its method sets otherwise: {', '.join(lost)}.")
+        if one_stack := [entry for entry, run in runs.items() if not run.text.depth]:
+            found.append(
+                f"No text tower, and one stack as deep as the others' image tower: {', '.join(one_stack)}. "
+                "See the compute."
+            )
+        return found
+
+    def _first(self, entry: str) -> Run:
+        return self.run(entry, self.comparison.seeds[0])
 
     def _keys(self, entry: str) -> dict[str, Any]:
         return {name: value for name, value in self.comparison.entries[entry].items() if name != "description"}
@@ -238,6 +273,7 @@ def _shared_problems(plan: ComparisonPlan) -> Iterator[str]:
             if method not in list(Method):
                 continue
             own = [preset("method", method), *([preset("official", method)] if variant == Variant.official else [])]
+            own = [unheld(layer) for layer in own] if plan.comparison.controlled else own
             if any(_meet(path, other) for layer in own for other, _ in leaves(layer)):
                 reasons.append(f"would undo what {entry} has by its method and variant; set it in comparison.entries")
         if reasons:
@@ -254,6 +290,8 @@ def _entry_problems(plan: ComparisonPlan) -> list[str]:
             for start, reason in NOT_OWN.items()
             if _meet(path, start)
         ]
+        if plan.comparison.controlled:
+            wrong += _held_problems(plan.overrides(entry))
         for fraction in plan.comparison.fractions:
             try:
                 plan.run(entry, plan.comparison.seeds[0], {} if fraction == 1.0 else {"data.fraction": fraction})
@@ -264,6 +302,15 @@ def _entry_problems(plan: ComparisonPlan) -> list[str]:
     every = [line for line in first if all(line in lines for lines in found.values())]
     alone = [f"comparison.entries.{e}.{line}" for e, lines in found.items() for line in lines if line not in every]
     return every + alone
+
+
+def _held_problems(own: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of an entry that a controlled comparison holds equal."""
+    for path, value in own.items():
+        if path == "variant" and value != Variant.default:
+            yield f"{path}: {value} changes pictures and optimiser too, which comparison.controlled holds equal"
+        elif is_held(path, value) and not any(_meet(path, start) for start in NOT_OWN):
+            yield f"{path}: {_HELD}"
 
 
 def _meet(path: str, other: str) -> bool:

@@ -1,7 +1,11 @@
 """YAML files, presets and dotted overrides -> one validated ``Run``.
 
 The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint.
-Layers, later ones win: schema defaults, size preset, method preset, variant preset of the method, files, overrides.
+Layers, later ones win: schema defaults, size preset, method preset, recipe of the method at the size
+(``presets/recipe/<method>-<size>.yaml``, where there is one), variant preset of the method, files, overrides.
+
+A size's own recipe is made for SIMLA's objectives. A method that does not learn by it at that size has one of its own;
+it sets no budget and no data, so that comparisons may hold these equal.
 """
 
 from __future__ import annotations
@@ -9,12 +13,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from simla_ray.config.controlled import unheld
 from simla_ray.config.enums import ALIASES, Task, Variant
 from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import Run
@@ -125,10 +131,11 @@ def load_finetuning(
     return validated(tree, problems)
 
 
-def over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
+def over_presets(tree: dict[str, Any], problems: list[str], *, controlled: bool = False) -> dict[str, Any]:
     """The presets that the axes name, under the tree.
 
-    A wrong axis is noted and left out, so that other mistakes show too.
+    A wrong axis is noted and left out, so that other mistakes show too. ``controlled`` leaves the method's recipe
+    out, and of its preset what a controlled comparison holds equal.
     """
     top: dict[str, Any] = {}
     chosen: dict[str, str] = {}
@@ -144,7 +151,13 @@ def over_presets(tree: dict[str, Any], problems: list[str]) -> dict[str, Any]:
             value = str(field.default)
         chosen[axis] = value
     merge(top, preset("size", chosen["size"]))
-    merge(top, preset("method", chosen["method"]))
+    of_method = preset("method", chosen["method"])
+    if controlled:
+        merge(top, unheld(of_method))
+    else:
+        merge(top, of_method)
+        if name := recipe_name(chosen["method"], chosen["size"]):
+            merge(top, preset("recipe", name))
     if chosen["variant"] == Variant.official:
         merge(top, preset("official", chosen["method"]))
     merge(top, tree)
@@ -224,8 +237,17 @@ def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def preset(axis: str, value: str) -> dict[str, Any]:
     """``presets/<axis>/<value>.yaml``."""
-    text = resources.files("simla_ray.config").joinpath(f"presets/{axis}/{value}.yaml").read_text()
-    return yaml.safe_load(text) or {}
+    return yaml.safe_load(_file(axis, value).read_text()) or {}
+
+
+def recipe_name(method: str, size: str) -> str | None:
+    """``<method>-<size>``, the name of its preset; None where the method trains by the size's own recipe."""
+    name = f"{method}-{size}"
+    return name if _file("recipe", name).is_file() else None
+
+
+def _file(axis: str, value: str) -> Traversable:
+    return resources.files("simla_ray.config").joinpath(f"presets/{axis}/{value}.yaml")
 
 
 def _pairs(overrides: Mapping[str, Any] | Sequence[str], problems: list[str]) -> Iterator[tuple[str, Any]]:

@@ -54,6 +54,11 @@ def compare_main(argv: Sequence[str]) -> int:
         "--data-curve", action="store_true", help="train on 1/8, 1/4, 1/2 and all of the rows: comparison.fractions"
     )
     parser.add_argument(
+        "--controlled",
+        action="store_true",
+        help="nothing but fusion and objectives differs between entries: comparison.controlled",
+    )
+    parser.add_argument(
         "--curves", action="store_true", help="write the band of each entry's losses over its seeds, for reports"
     )
     run_arguments(parser)
@@ -65,6 +70,8 @@ def compare_main(argv: Sequence[str]) -> int:
             overrides.append(f"name={json.dumps(arguments.name)}")
         if arguments.data_curve:
             overrides.append(f"comparison.fractions={list(DATA_CURVE)}")
+        if arguments.controlled:
+            overrides.append("comparison.controlled=true")
         chosen = [name for name in (arguments.methods or "").split(",") if name]
         plan = load_comparison(arguments.config or [], overrides, chosen)
         if arguments.print_config:
@@ -143,6 +150,7 @@ def lines_of(plan: ComparisonPlan) -> list[str]:
         f"{' and at equal '.join(asked.budgets)}; differences are to {asked.reference}"
     ]
     lines += [f"entry      {name}: {plan.description(name)}" for name in plan.entries]
+    lines += [f"note       {note}" for note in plan.notes()]
     if asked.fractions != [1.0]:
         lines.append(f"data       shares of the rows: {', '.join(f'{f:g}' for f in asked.fractions)}")
     return lines
@@ -245,6 +253,7 @@ def _summary(
         "seconds": seconds,
         "seeds": list(asked.seeds),
         "reference": asked.reference,
+        "notes": plan.notes(),
         "rows": told,
         "differences": compared,
     }
@@ -280,6 +289,7 @@ def _told(
         "failed": [{"name": _short(n), "reason": ended[n].reason} for n in names if n in ended and n not in measured],
         "metrics": metrics,
         "fallbacks": fallbacks(run),
+        "recipe": plan.recipe(row.entry),
         "overrides": plan.overrides(row.entry),
     }
 

@@ -5,8 +5,9 @@ import pickle
 import pytest
 
 from simla_ray.config.comparison import Comparison, load_comparison, to_yaml
-from simla_ray.config.load import difference, load_run, preset
-from simla_ray.config.schema import Data
+from simla_ray.config.controlled import HELD, MAY_BE_WITHOUT, OF_FUSION, is_held, unheld
+from simla_ray.config.load import difference, leaf_kinds, load_run, preset
+from simla_ray.config.schema import Data, Run
 from simla_ray.errors import UserError
 
 BUILT_IN = list(preset("comparison", "entries")["comparison"]["entries"])
@@ -169,6 +170,77 @@ def test_mistakes_of_one_entry_and_of_all_come_at_once(shared):
 )
 def test_wrong_values_name_their_key(override, said, shared):
     assert error_of([override], [shared]).startswith(said)
+
+
+CONTROLLED = ["comparison.controlled=true"]
+
+
+def test_controlled_entries_differ_in_fusion_and_objectives_alone(shared):
+    chosen = ["simla", "albef", "clip", "vilt", "simla-no-psl", "simla-psl-random"]
+    plan = load_comparison([shared], [*CONTROLLED, "optim.lr=0.002", "vision.depth=3"], chosen)
+    base = plan.run("simla", 0)
+    assert (base.optim.lr, base.vision.depth) == (0.002, 3)
+    for entry in chosen[1:]:
+        for kind in ("identity", "operational"):
+            for path, _, value in difference(base, plan.run(entry, 0), kind):
+                assert not is_held(path, value), f"{entry}: {path}={value}"
+    assert load_comparison([shared], CONTROLLED, ["simla"]).run("simla", 0) == load_run([shared], {"method": "simla"})
+
+
+def test_controlled_leaves_recipes_out_and_says_so(shared):
+    plan = load_comparison([shared], CONTROLLED, ["simla", "vilt"])
+    run, simla = plan.run("vilt", 0), plan.run("simla", 0)
+    assert run.optim == simla.optim and run.vision.depth == simla.vision.depth and run.schedule.phases == []
+    assert (plan.recipe("vilt"), plan.recipe("simla")) == (None, None)
+    notes = " ".join(plan.notes())
+    assert notes.startswith("Controlled: ") and "Without the recipe that their method has at this size: vilt." in notes
+    assert "No text tower, and one stack as deep as the others' image tower: vilt." in notes
+    free = load_comparison([shared], [], ["simla", "vilt"])
+    assert free.run("vilt", 0) == load_run([shared], {"method": "vilt"}) and free.recipe("vilt") == "vilt-tiny"
+    assert free.notes() == [] and free.recipe("simla") is None
+
+
+def test_a_method_that_sets_what_is_held_goes_without_it():
+    layer = {"vision": {"source": "patches", "depth": 6}, "text": {"fusion": "merged", "depth": 0, "max_tokens": 40}}
+    layer |= {"optim": {"betas": [0.9, 0.98]}, "queue": 0, "objectives": {"itm": {"eps": 0.1}, "psl": None}}
+    assert unheld(layer) == {
+        "vision": {"source": "patches"},
+        "text": {"fusion": "merged", "depth": 0},
+        "queue": 0,
+        "objectives": {"itm": {"eps": 0.1}, "psl": None},
+    }
+    assert unheld({"text": {"depth": 6}}) == {}
+
+
+def test_the_note_names_what_a_method_goes_without(shared, monkeypatch):
+    given = {"optim": {"lr": 5e-5}, **preset("method", "clip")}
+    for module in ("comparison", "load"):
+        monkeypatch.setattr(
+            f"simla_ray.config.{module}.preset", lambda a, v: given if (a, v) == ("method", "clip") else preset(a, v)
+        )
+    plan = load_comparison([shared], CONTROLLED, ["simla", "clip"])
+    assert plan.run("clip", 0).optim == plan.run("simla", 0).optim
+    assert plan.notes()[1:] == ["clip is without what its method sets otherwise: optim.lr."]
+
+
+@pytest.mark.parametrize("path", ["optim.lr", "vision.depth", "text.width", "data.augment", "batch.micro", "size"])
+def test_an_entry_may_not_set_what_is_held(path, shared):
+    own = f"comparison.entries.mine={{method: albef, {path}: {'small' if path == 'size' else 8}}}"
+    chosen = ["simla", "mine"]
+    said = error_of([*CONTROLLED, own], [shared], chosen).splitlines()
+    assert f"comparison.entries.mine.{path}: is held equal by comparison.controlled; set it beside" in "\n".join(said)
+
+
+def test_an_official_variant_is_not_controlled(shared):
+    said = error_of(CONTROLLED, [shared], ["simla", "simla-official"])
+    assert said.startswith("comparison.entries.simla-official.variant: official changes pictures and optimiser too")
+    assert "\n" not in said
+
+
+def test_what_is_held_are_sections_and_keys_of_a_run():
+    paths = {path for path, _ in leaf_kinds(Run)}
+    for path in (*HELD, *OF_FUSION, *MAY_BE_WITHOUT):
+        assert path in paths, path
 
 
 @pytest.mark.skipif("fraction" not in Data.model_fields, reason="a run has no data.fraction")

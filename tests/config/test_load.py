@@ -1,14 +1,26 @@
 """Presets, files and overrides -> one run; what is wrong is said all at once and nothing is evaluated."""
 
 import itertools
+from importlib import resources
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simla_ray.config.load import difference, leaf_kinds, load_run, read_yaml, to_dict, to_yaml
-from simla_ray.config.schema import Recommend, Run, Size, Variant
+from simla_ray.config.comparison import NOT_OWN
+from simla_ray.config.load import (
+    difference,
+    leaf_kinds,
+    leaves,
+    load_run,
+    preset,
+    read_yaml,
+    recipe_name,
+    to_dict,
+    to_yaml,
+)
+from simla_ray.config.schema import Method, Recommend, Run, Size, Variant
 from simla_ray.errors import UserError
 
 
@@ -93,6 +105,34 @@ def test_later_layers_win(tmp_path):
     assert run.joint_width == 16 and run.seed == 6
     assert load_run([first], {"size": "tiny"}).vision.width == 64
     assert load_run([second, first]).optim.lr == 0.5
+
+
+RECIPES = [
+    file.name.removesuffix(".yaml") for file in resources.files("simla_ray.config").joinpath("presets/recipe").iterdir()
+]
+
+
+def test_a_recipe_lies_over_its_method_at_its_size_alone():
+    """Under the variant, files and overrides; a method without one trains by the size's own."""
+    run, kept = load_run(overrides=["method=vilt"]), preset("recipe", "vilt-tiny")
+    changed = dict(leaves(to_dict(run)))
+    assert {path: changed[path] for path, _ in leaves(kept)} == dict(leaves(kept))
+    assert f"lr: {run.optim.lr}" in to_yaml(run)
+    official = load_run(overrides=["method=vilt", "variant=official"])
+    assert official.optim.lr == 1e-4 and official.vision.depth == run.vision.depth
+    assert load_run(overrides=["method=vilt", "optim.lr=0.5"]).optim.lr == 0.5
+    small = load_run(overrides=["method=vilt", "size=small"])
+    assert small.optim == load_run(overrides=["size=small"]).optim and small.schedule.phases == []
+    assert [recipe_name(m, s) for m in ("simla", "albef", "clip", "siglip") for s in Size] == [None] * 12
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_of_a_method_at_a_size_and_sets_no_budget(name):
+    """What comparisons hold equal by the shared keys lies in no recipe."""
+    assert name in {f"{method}-{size}" for method in Method for size in Size}
+    for path, _ in leaves(preset("recipe", name)):
+        assert not any(f"{path}.".startswith(f"{start}.") for start in NOT_OWN), path
+    load_run(overrides=dict(zip(("method", "size"), name.rsplit("-", 1), strict=True)))
 
 
 def test_lists_are_replaced_not_merged():

@@ -92,8 +92,8 @@ class Rows:
         return sum(max(0, len(self.seeds) - len(row["runs"]) - len(row.get("failed") or [])) for row in self.every)
 
     def cautions(self) -> list[str]:
-        """What the table does not say, from its own numbers."""
-        found = []
+        """What the table does not say: what was held equal, and what follows from its own numbers."""
+        found = list(self.summary.get("notes") or [])
         seeds = len(self.seeds)
         if seeds == 1:
             found.append(
@@ -123,7 +123,13 @@ class Rows:
         budgets, costs = ({row["budget"] for row in self.every}, {_round(row.get("compute")) for row in self.every})
         if budgets == {"samples"} and len(costs) > 1:
             found.append("Equal samples are not equal compute: see the column of compute relative to the reference.")
-        if not any(path.startswith("optim.") for row in self.every for path in row.get("overrides") or {}):
+        own = {row["entry"]: row["recipe"] for row in self.every if row.get("recipe")}
+        if own:
+            found.append(
+                f"Not by the recipe of the others, but by one of its own: "
+                f"{', '.join(f'{entry} ({name})' for entry, name in own.items())}."
+            )
+        elif not any(path.startswith("optim.") for row in self.every for path in row.get("overrides") or {}):
             found.append(
                 "All entries share one recipe (learning rate, warm-up, weight decay); each tuned for itself, they "
                 "could lie in another order."
