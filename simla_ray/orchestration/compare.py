@@ -14,10 +14,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from simla_ray.config.comparison import ComparisonPlan, load_comparison, to_yaml
-from simla_ray.config.load import load_run, to_dict
+from simla_ray.config.load import load_run, merge, to_dict
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError, guarded
 from simla_ray.evaluation.paired import PerImage, read_per_image
+from simla_ray.evaluation.retrieval import EXHAUSTIVE_IMAGES
 from simla_ray.orchestration.cli import run_arguments
 from simla_ray.orchestration.cost import step_flops
 from simla_ray.orchestration.manifest import PACKAGES, fallbacks, versions
@@ -73,7 +74,7 @@ def compare_main(argv: Sequence[str]) -> int:
         if arguments.controlled:
             overrides.append("comparison.controlled=true")
         chosen = [name for name in (arguments.methods or "").split(",") if name]
-        plan = load_comparison(arguments.config or [], overrides, chosen)
+        plan = ranked_alike(load_comparison(arguments.config or [], overrides, chosen))
         if arguments.print_config:
             print(to_yaml(plan), end="")
             return 0
@@ -150,10 +151,39 @@ def lines_of(plan: ComparisonPlan) -> list[str]:
         f"{' and at equal '.join(asked.budgets)}; differences are to {asked.reference}"
     ]
     lines += [f"entry      {name}: {plan.description(name)}" for name in plan.entries]
-    lines += [f"note       {note}" for note in plan.notes()]
+    lines += [f"note       {note}" for note in notes_of(plan)]
     if asked.fractions != [1.0]:
         lines.append(f"data       shares of the rows: {', '.join(f'{f:g}' for f in asked.fractions)}")
     return lines
+
+
+def ranked_alike(plan: ComparisonPlan) -> ComparisonPlan:
+    """A controlled plan in which an entry has no vectors: all are evaluated on as many images as ITM ranks in full."""
+    if not plan.comparison.controlled or not _ranked_among_fewer(plan):
+        return plan
+    shared: dict[str, Any] = {}
+    for layer in (plan.shared, {"eval": {"pairs": EXHAUSTIVE_IMAGES}}):
+        merge(shared, layer)
+    return replace(plan, shared=shared)
+
+
+def notes_of(plan: ComparisonPlan) -> list[str]:
+    """What was held equal, and what of the table is not: a sentence each."""
+    found = plan.notes()
+    if fewer := _ranked_among_fewer(plan):
+        found.append(
+            f"Retrieval is among {EXHAUSTIVE_IMAGES} images for {', '.join(fewer)}, without vectors, and among "
+            f"{plan.base.eval.pairs} for the others, which is harder; eval.pairs={EXHAUSTIVE_IMAGES} ranks all alike."
+        )
+    return found
+
+
+def _ranked_among_fewer(plan: ComparisonPlan) -> list[str]:
+    """Entries without ITC, where there are more images than ITM ranks in full."""
+    first = {entry: plan.run(entry, plan.comparison.seeds[0]) for entry in plan.entries}
+    return [
+        e for e, run in first.items() if "itc" not in run.objectives.active() and run.eval.pairs > EXHAUSTIVE_IMAGES
+    ]
 
 
 def _rows(plan: ComparisonPlan, series: Series) -> Iterator[Row]:
@@ -253,7 +283,7 @@ def _summary(
         "seconds": seconds,
         "seeds": list(asked.seeds),
         "reference": asked.reference,
-        "notes": plan.notes(),
+        "notes": notes_of(plan),
         "rows": told,
         "differences": compared,
     }

@@ -10,7 +10,17 @@ from safetensors.numpy import save_file
 from simla_ray.config.comparison import load_comparison
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.orchestration import compare as compare_module
-from simla_ray.orchestration.compare import _rows, _same, _summary, _take_over, compare, write_curves
+from simla_ray.orchestration.compare import (
+    _rows,
+    _same,
+    _summary,
+    _take_over,
+    compare,
+    lines_of,
+    notes_of,
+    ranked_alike,
+    write_curves,
+)
 from simla_ray.orchestration.launch import Within
 from simla_ray.orchestration.manifest import PACKAGES, versions
 from simla_ray.orchestration.runs import run_folder
@@ -91,6 +101,26 @@ def test_one_experiment_wherever_it_lies_and_whatever_computes_it(tmp_path):
     assert len({same(), *map(same, others)}) == 1 + len(others)
 
 
+FUSED_ONLY = ["comparison.chosen=[simla, vilt]", "eval.pairs=300"]
+
+
+def test_a_controlled_comparison_ranks_all_among_the_same_images(tmp_path):
+    plan = ranked_alike(plan_of(tmp_path, *FUSED_ONLY, "comparison.controlled=true"))
+    assert {plan.run(entry, 0).eval.pairs for entry in plan.entries} == {200}
+    assert notes_of(plan) == plan.notes() and plan.shared["storage"] == str(tmp_path)
+    assert any(line == f"note       {plan.notes()[0]}" for line in lines_of(plan))
+    alone = plan_of(tmp_path, "comparison.controlled=true", "eval.pairs=300")
+    assert ranked_alike(alone) == alone and alone.base.eval.pairs == 300
+
+
+def test_without_control_the_table_says_who_is_ranked_among_fewer_images(tmp_path):
+    plan = plan_of(tmp_path, *FUSED_ONLY)
+    assert ranked_alike(plan) == plan
+    (note,) = notes_of(plan)
+    assert note.startswith("Retrieval is among 200 images for vilt, without vectors, and among 300 for the others")
+    assert notes_of(plan_of(tmp_path, *FUSED_ONLY, "eval.pairs=200")) == [] and notes_of(plan_of(tmp_path)) == []
+
+
 def finished(run, **manifest):
     folder = run_folder(run)
     write_run(folder, {"keywords": {"ap": 0.5}})
@@ -163,7 +193,17 @@ def test_the_numbers_of_the_summary(tmp_path, monkeypatch):
     assert (difference["entry"], difference["budget"], difference["fraction"]) == ("simla-no-psl", "samples", 1.0)
     assert difference["mean"] == pytest.approx(-0.25) and difference["per_seed"] == pytest.approx([-0.1, -0.4])
     assert difference["images"] == 6
+    assert found["notes"] == [] and [row["recipe"] for row in found["rows"]] == [None, None]
     json.dumps(found)
+
+
+def test_the_summary_says_what_was_held_equal_and_who_has_a_recipe(tmp_path, monkeypatch):
+    flops(monkeypatch, simla=3e9, less=1.5e9)
+    for controlled, recipe in ((False, "vilt-tiny"), (True, None)):
+        plan = plan_of(tmp_path, "comparison.chosen=[simla, vilt]", f"comparison.controlled={controlled}")
+        found = _summary(plan, tmp_path / "versus", list(_rows(plan, series_of(plan, tmp_path))), {}, 1.0)
+        assert [row["recipe"] for row in found["rows"]] == [None, recipe]
+        assert any(note.startswith("Controlled: ") for note in found["notes"]) is controlled
 
 
 def test_a_run_that_failed_is_named_and_the_others_stand(tmp_path, monkeypatch):

@@ -104,6 +104,16 @@ def test_cautions_follow_the_data():
     assert "All entries: not the method as published in this: grid <regions>." in found
 
 
+def test_what_was_held_equal_comes_first_and_a_recipe_of_ones_own_is_named():
+    summary = comparison_summary() | {"notes": ["Controlled: <all>."]}
+    assert Rows(summary).cautions()[0] == "Controlled: <all>."
+    clip = next(row for row in summary["rows"] if row["entry"] == "clip")
+    clip["recipe"] = "clip-tiny"
+    found = " ".join(Rows(summary).cautions())
+    assert "Not by the recipe of the others, but by one of its own: clip (clip-tiny)." in found
+    assert "share one recipe" not in found
+
+
 def test_run_by_run(page: str):
     text = text_of(page)
     assert "simla-samples-1-seed2 simla 2 61.0 % 63.0 % 65.0 % 67.0 %" in text
