@@ -6,6 +6,7 @@ Shape legend, used in comments and in suffixes of tensor names everywhere:
     P  patches of an image         N  image tokens, P + 1          K  visual codes
     D  width of a tower            E  width of the joint space     Q  queued keys
     H  attention heads             M  masked positions of a row, padded; weight 0 marks padding
+    G  tokens of an image's tags (padded)
     A  tokens of an answer, its start and its end included (padded)
     C  rows of the micro-batch that get a masked image (``mim.batch_fraction``), the first C of B
 """
@@ -43,6 +44,11 @@ class Batch:
     second_image: Tensor | None = None  # (B, 3, px, px) uint8, of statements about two pictures
     answer_ids: Tensor | None = None  # (B, A) int64: [CLS], an answer's pieces, [SEP], padding
     label: Tensor | None = None  # (B,) int64: class of a statement, or number of a known answer
+    is_concept: Tensor | None = None  # (B, L) bool, phrase concepts behind the words
+    tag_ids: Tensor | None = None  # (B, G) int64: [CLS], tags, [SEP], padding
+    masked_tag_ids: Tensor | None = None  # (B, G) int64, the MCR view of tag_ids
+    mcr_index: Tensor | None = None  # (B, M) int64, chosen tags
+    mcr_weight: Tensor | None = None  # (B, M) float32
     code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
     codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
     uid: list[str] = field(default_factory=list)  # host side: who is in here

@@ -68,6 +68,7 @@ class Fusion(StrEnum):
     every_layer = "every_layer"
     upper_half = "upper_half"
     merged = "merged"
+    two_stage = "two_stage"
 
 
 class CodesKind(StrEnum):
@@ -105,6 +106,23 @@ class Negatives(StrEnum):
     sample = "sample"
     hard = "hard"
     random = "random"
+
+
+class ConceptSource(StrEnum):
+    rules = "rules"
+    column = "column"
+
+
+class TagSource(StrEnum):
+    auto = "auto"
+    column = "column"
+    box_labels = "box_labels"
+    none = "none"
+
+
+class Pick(StrEnum):
+    random = "random"
+    max = "max"
 
 
 class SoftDim(StrEnum):

@@ -20,6 +20,7 @@ from simla_ray.config.enums import (
     AnswerHead,
     Augment,
     CodesKind,
+    ConceptSource,
     ContrastLoss,
     ContrastScope,
     Device,
@@ -32,6 +33,7 @@ from simla_ray.config.enums import (
     MimTeacherText,
     Negatives,
     NoDecay,
+    Pick,
     Precision,
     Recommend,
     SameImage,
@@ -40,6 +42,7 @@ from simla_ray.config.enums import (
     Size,
     SoftDim,
     Stem,
+    TagSource,
     Task,
     TeacherMode,
     TemperatureKind,
@@ -79,7 +82,7 @@ def _yaml_off(value: Any) -> Any:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "wpa", "answers", "labels"]
+ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "wpa", "mcr", "wpg", "answers", "labels"]
 
 
 class World(Section):
@@ -165,10 +168,41 @@ class Text(Section):
     fusion: Fusion = identity(
         Fusion.every_layer,
         "layers that can read the image: all (SIMLA), or the upper half, over text-only states (ALBEF); "
-        "merged: words and patches side by side in one Vision Transformer (ViLT)",
+        "merged: words and patches side by side in one Vision Transformer (ViLT); two_stage: the lower half reads text, as "
+        "many layers of its own read tags and regions, the upper half reads what both give, side by side (MVPTR)",
+    )
+    concepts: int = identity(
+        0, "phrase concepts behind the words, at least so many where a caption has them (MVPTR: 5); 0: none", ge=0
     )
     max_positions: int = identity(512, "rows of the position table; image queries use them too", ge=8)
     dropout: float = identity(0.1, "dropout of hidden states and attention", ge=0, lt=1)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text at most: its words', and with concepts these and [SEP]."""
+        return self.max_tokens + (self.concepts + 1 if self.concepts else 0)
+
+
+class Concepts(Section):
+    """The vocabulary of phrase concepts, with ``text.concepts``."""
+
+    source: ConceptSource = identity(
+        ConceptSource.rules, "rules: read from the captions (data/phrases.py); column: phrases, as they stand there"
+    )
+    most: int = identity(55_000, "concepts beside those that are single word pieces: the most frequent", ge=1)
+    min_count: int | None = identity(
+        None, "captions that must say a concept; null: 50 of 8.85 million, in proportion, at least 3", ge=1
+    )
+
+
+class Tags(Section):
+    """Words of the objects in an image, which its tower reads beside the regions. They know nothing of captions."""
+
+    source: TagSource = identity(
+        TagSource.auto,
+        "column: tags; box_labels: those of all objects; none: no words; auto: the first that the training rows have",
+    )
+    max_tokens: int = identity(20, "tokens of the tags at most, [CLS] and [SEP] included", ge=2)
 
 
 class Codes(Section):
@@ -274,6 +308,16 @@ class Wpa(Objective):
     iterations: int = identity(50, "steps of IPOT", ge=1)
 
 
+class Mcr(Objective):
+    p: float = identity(0.15, "probability that a tag's token is chosen; of these 80 % [MASK], 10 % random", gt=0, lt=1)
+
+
+class Wpg(Objective):
+    top_k: int = identity(3, "regions most like a phrase of which one is taken", ge=1)
+    pick: Pick = identity(Pick.random, "which of them: one at random, or the most alike")
+    margin: float = identity(0.2, "by how much the own image must fit the phrases better than another", ge=0)
+
+
 class Answers(Objective):
     head: AnswerHead = identity(
         AnswerHead.decoder,
@@ -300,6 +344,8 @@ class Objectives(Section):
     wpa: Wpa | None = identity(
         None, "words aligned to patches by optimal transport, in ITM's pass (text.fusion=merged)"
     )
+    mcr: Mcr | None = identity(None, "masked tags of the image from its regions (text.fusion=two_stage)")
+    wpg: Wpg | None = identity(None, "phrases grounded in regions, in ITM's matched pass (text.fusion=two_stage)")
     answers: Answers | None = identity(None, "fine-tuning: answers to questions about the image")
     labels: Labels | None = identity(None, "fine-tuning: a label for a statement about one image or two")
 
@@ -425,7 +471,9 @@ class Run(Section):
     world: World = identity(World())
     data: Data = identity(Data())
     vision: Vision = identity(Vision())
+    tags: Tags | None = identity(None, "words of objects beside the regions (text.fusion=two_stage); null: none")
     text: Text = identity(Text())
+    concepts: Concepts = identity(Concepts())
     codes: Codes = identity(Codes())
     objectives: Objectives = identity(Objectives())
     schedule: Schedule = identity(Schedule())

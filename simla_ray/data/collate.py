@@ -24,7 +24,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
     column, B = samples, len(samples["n_tokens"])
     longest = int(column["n_tokens"].max())
     multiple = run.text.pad_multiple
-    L = min(-(-longest // multiple) * multiple, run.text.max_tokens)
+    L = min(-(-longest // multiple) * multiple, run.text.length)
     ids = _tensor(column["token_ids"][:, :L])
     n_tokens = _tensor(column["n_tokens"])
     none = np.zeros((B, L), dtype=bool)
@@ -54,6 +54,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
             column["keyword_prior"][:, :L] if "keyword_prior" in column else np.zeros((B, L), dtype=np.float32)
         ),
         image_id=_tensor(column["image_id"]),
+        is_concept=_tensor(column["is_concept"][:, :L]) if "is_concept" in column else None,
         code_image=code_image,
         second_image=_tensor(column["second_image"]) if "second_image" in column else None,
         answer_ids=_tensor(_cut(column["answer_ids"])) if "answer_ids" in column else None,

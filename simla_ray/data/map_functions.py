@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.blocks import block_table, rows_table, table_rows
 from simla_ray.data.codes import Featurise, pixel_patches
+from simla_ray.data.concept_tokens import concept_columns, phrases_in
 from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
@@ -164,6 +166,31 @@ class CaptionReader:
                 found += [(c, stable_hash(uid), i == 0) for i, c in enumerate([c for c in cleaned if c] or [""])]
             caption, uids, first = zip(*found, strict=True)
             yield {"caption": np.array(caption), "uid": np.array(uids), "first": np.array(first)}
+
+
+class ConceptReader:
+    """Numbers of units in; out the concepts that captions of each say, as JSON, by how many captions each is said, and
+    the number of captions, beside every concept.
+    """
+
+    def __init__(self, run: Run, index: Index):
+        self.run, self.index = run, index
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        columns, most = ("uid", "captions", *concept_columns(self.run)), self.run.text.max_words
+        for number in batch["unit"].tolist():
+            unit, captions = self.index.units[number], 0
+            counts: Counter[tuple[str, ...]] = Counter()
+            for row in read_rows(unit, np.arange(len(unit)), columns, self.index.roots):
+                for caption in filter(None, (clean(c, most) for c in row["captions"])):
+                    captions += 1
+                    counts.update(p.concept for p in phrases_in(caption.split(), row, self.run.concepts, most))
+            found = {json.dumps(concept): n for concept, n in counts.items()} or {"[]": 0}
+            yield {
+                "concept": np.array(list(found)),
+                "said": np.array(list(found.values())),
+                "captions": np.full(len(found), captions),
+            }
 
 
 class PatchReader:

@@ -7,9 +7,11 @@ a stream over its own lanes, so no split can drop or reorder rows. What the task
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -22,9 +24,18 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from simla_ray.config.schema import Run
 from simla_ray.data.blocks import Block, table_block
 from simla_ray.data.codes import Featurise
+from simla_ray.data.concepts import Concept
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, repeats
-from simla_ray.data.map_functions import BLOCK_ROWS, NONE, BlockMaker, CaptionReader, PatchReader, WindowReader
+from simla_ray.data.map_functions import (
+    BLOCK_ROWS,
+    NONE,
+    BlockMaker,
+    CaptionReader,
+    ConceptReader,
+    PatchReader,
+    WindowReader,
+)
 from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.questions import task_columns
 from simla_ray.data.sample import code_image_px
@@ -226,6 +237,21 @@ class CaptionPass:
             hashes.append(block["uid"][block["first"]])
             yield from (str(c) for c in block["caption"] if c)
         self.repeated = repeats(np.concatenate(hashes))
+
+
+def concept_counts(run: Run, index: Index, cpus: int) -> tuple[Counter[Concept], int]:
+    """How many captions say each concept of phrases, and of how many captions, by a Ray Data job.
+
+    The tasks count by unit, so what is gathered here grows with distinct concepts and not with captions.
+    """
+    counts: Counter[Concept] = Counter()
+    captions = 0
+    items = [{"unit": i} for i in range(len(index.units))]
+    for block in job(items, ConceptReader(run, index), cpus):
+        captions += int(block["captions"][0])
+        for concept, said in zip(block["concept"].tolist(), block["said"].tolist(), strict=True):
+            counts[tuple(json.loads(concept))] += said
+    return counts, captions
 
 
 def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: int) -> np.ndarray:

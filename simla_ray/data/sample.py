@@ -14,6 +14,7 @@ import numpy as np
 
 from simla_ray.config.schema import Augment, CodesKind, Flip, MimCrop, Run
 from simla_ray.data.augment import draw_view, evaluation_view, reduction_for, render_view, to_array
+from simla_ray.data.concept_tokens import ConceptTokens
 from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.draws import rng_for, stable_hash
 from simla_ray.data.masking import mask_patches, mask_words
@@ -53,11 +54,12 @@ class SampleMaker:
         psl = run.objectives.psl
         self.stop_words = load_stop_words(psl.stop_words) if psl is not None and "psl" in self.on else frozenset()
         self.code_px = code_image_px(run)
+        self.concepts = ConceptTokens(run, vocabulary) if run.text.concepts else None
         self.ask = Asker(run, vocabulary, training=training)
         self.pictures = run.objectives.labels.pictures if self.ask.labels is not None else 1  # type: ignore[union-attr]
 
     def __call__(self, row: Mapping[str, Any], epoch: int, time: int = 0) -> Sample:
-        """The arrays of a row (shapes without the batch axis; text padded to ``text.max_tokens``).
+        """The arrays of a row (shapes without the batch axis; text padded to ``text.length``).
 
         ``epoch`` and ``time``: see ``rng_for``.
 
@@ -79,7 +81,7 @@ class SampleMaker:
             sample["second_image"] = self._picture(_second(row), caption, rng).image
         if picture.code_image is not None:
             sample["code_image"] = picture.code_image
-        sample |= self._text(encoded, rng)
+        sample |= self._text(encoded, row, rng)
         mim = self.run.objectives.mim
         if mim is not None and "mim" in self.on:
             grid = self.run.grid
@@ -120,9 +122,9 @@ class SampleMaker:
         of_codes = view.plain if self.code_px == px else evaluation_view(view.plain, self.code_px)
         return Picture(shown, shown if of_codes is view.image else to_array(of_codes))
 
-    def _text(self, encoded: Encoded, rng: np.random.Generator) -> Sample:
+    def _text(self, encoded: Encoded, row: Mapping[str, Any], rng: np.random.Generator) -> Sample:
         vocabulary = self.vocabulary
-        n, length = len(encoded.ids), self.run.text.max_tokens
+        n, length = len(encoded.ids), self.run.text.length
         out: Sample = {
             "n_tokens": np.int64(n),
             "token_ids": _pad(encoded.ids, length, vocabulary.pad_id),
@@ -136,6 +138,8 @@ class SampleMaker:
             masked = mask_words(encoded.ids, maskable, mlm.p, vocabulary.mask_id, len(vocabulary), rng, starts)
             out["masked_ids"] = _pad(masked.ids, length, vocabulary.pad_id)
             out["mlm_chosen"] = _pad(masked.chosen, length, False)
+        if self.concepts is not None:
+            self.concepts.extend(out, encoded, row, mlm.p if mlm is not None else 0.0, rng)
         if psl is not None and "psl" in self.on:
             ok = keyword_candidates(encoded, psl, self.stop_words, vocabulary.special_ids)
             out["keyword_ok"] = _pad(ok, length, not psl.exclude_special)

@@ -14,6 +14,7 @@ import numpy as np
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 
 from simla_ray.config.schema import KeywordSelect, Psl, Text
+from simla_ray.data.concepts import CONCEPTS, Concepts
 from simla_ray.errors import UserError
 
 #: Longer words are cut: what has none of the spaces of a caption is none, and a vocabulary knows no such word.
@@ -50,6 +51,7 @@ class Encoded:
     ids: np.ndarray  # (n,) int64
     word_start: np.ndarray  # (n,) position of the first piece of the piece's word
     words: list[str]  # (n,) whole word of each piece; "" for [CLS]
+    number: np.ndarray  # (n,) number of that word in the caption; -1 for [CLS]
     truncated: bool
 
 
@@ -57,13 +59,21 @@ class Vocabulary:
     """A WordPiece vocabulary and how often its words occur in the training captions.
 
     ``frequency`` maps a whole word to the fraction of training captions that contain it; ``answers`` are those that
-    questions have in training, the most frequent first, where a run learns to answer.
+    questions have in training, the most frequent first, where a run learns to answer; ``concepts`` those of its
+    phrases, where it reads them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, frequency: dict[str, float], answers: Sequence[str] = ()):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        frequency: dict[str, float],
+        answers: Sequence[str] = (),
+        concepts: Concepts | None = None,
+    ):
         self.tokenizer = tokenizer
         self.frequency = frequency
         self.answers = tuple(answers)
+        self.concepts = concepts
         ids = [tokenizer.token_to_id(token) for token in SPECIALS]
         if any(i is None for i in ids):
             raise UserError(f"text.vocab: lacks {[t for t, i in zip(SPECIALS, ids, strict=True) if i is None]}")
@@ -85,7 +95,8 @@ class Vocabulary:
         for position, word in enumerate([-1, *encoding.word_ids[:kept]]):
             starts.append(first.setdefault(word, position))
         words = ["", *(_word_at(cleaned, start) for start, _ in encoding.offsets[:kept])]
-        return Encoded(ids, np.array(starts), words, len(encoding.ids) > kept)
+        number = np.array([-1, *(cleaned.count(" ", 0, start) for start, _ in encoding.offsets[:kept])])
+        return Encoded(ids, np.array(starts), words, number, len(encoding.ids) > kept)
 
     def word_ids(self, word: str) -> list[int]:
         """Pieces of a single word."""
@@ -100,6 +111,8 @@ class Vocabulary:
         (folder / "word_frequency.json").write_text(json.dumps(self.frequency))
         if self.answers:
             (folder / ANSWERS).write_text(json.dumps(self.answers))
+        if self.concepts is not None:
+            self.concepts.save(folder / CONCEPTS)
 
     @classmethod
     def load(cls, folder: Path) -> Vocabulary:
@@ -109,7 +122,8 @@ class Vocabulary:
             answers = json.loads((folder / ANSWERS).read_text()) if (folder / ANSWERS).exists() else ()
         except Exception as error:  # the tokenizers library raises bare Exception
             raise UserError(f"{folder}: holds no vocabulary ({error})") from None
-        return cls(tokenizer, frequency, answers)
+        concepts = Concepts.load(folder / CONCEPTS) if (folder / CONCEPTS).exists() else None
+        return cls(tokenizer, frequency, answers, concepts)
 
 
 def build_vocabulary(captions: Iterable[str], text: Text, given: Tokenizer | None = None) -> Vocabulary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from simla_ray.config.schema import Objectives
 from simla_ray.models.forward import Record, forward_cross, forward_dual
 from simla_ray.models.forward_merged import forward_merged
+from simla_ray.models.forward_two_stage import forward_two_stage
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.question import forward_question
@@ -17,6 +18,8 @@ def forward(model: Model, batch: Batch, objectives: Objectives, needs: Needs, *,
         return forward_question(model, batch, objectives, needs)
     if model.student.merging is not None:
         return forward_merged(model, batch, objectives, needs)
+    if model.student.stages is not None:
+        return forward_two_stage(model, batch, objectives, needs, itm_eps=itm_eps)
     if needs.towers_alone and model.teacher is None:
         return forward_dual(model, batch)
     return forward_cross(model, batch, objectives, needs, itm_eps=itm_eps)

@@ -1,5 +1,5 @@
 """The forwards, one per fusion family, read top to bottom: `dual` (CLIP, SigLIP) and `cross` (SIMLA, ALBEF); `merged`
-(ViLT) has a room of its own.
+(ViLT) and `two_stage` (MVPTR) have rooms of their own.
 
 From a static set of needs each computes each pass once, sends passes through the same weights in one call, and returns
 a record. Objectives are functions over that record; an objective that is off leaves no pass behind.
@@ -51,6 +51,11 @@ class Record:
     cls_attention: Tensor | None = None  # (B, H, L)
     concept_logits: Tensor | None = None  # (B, V)
     concept_teacher: Tensor | None = None  # (B, V)
+    tag_logits: Tensor | None = None  # (B, M, V) at mcr_index
+    phrase_states: Tensor | None = None  # (B, L, D) of ITM's matched pass, words and phrase concepts
+    region_states: Tensor | None = None  # (B, R, D)
+    other_image: Tensor | None = None  # (B,) image that a text's phrases are held against
+    region_ranks: Tensor | None = None  # (2, B, L) in [0, 1), which of the most alike regions is taken; None: the first
     label_logits: Tensor | None = None  # (B, classes) of a statement, or of the known answers
     answer_logits: Tensor | None = None  # (B, A - 1, V): the pieces of an answer after its first
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simla_ray.config.schema import KeywordSelect, Objectives, Recommend, Side, SoftDim
 
 #: Objectives whose student passes let words and patches meet.
-FUSED = {"itm", "mlm", "mim", "wpa", "answers", "labels"}
+FUSED = {"itm", "mlm", "mim", "wpa", "wpg", "answers", "labels"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,8 @@ class Needs:
     mim: bool
     psl: bool
     wpa: bool
+    mcr: bool
+    wpg: bool
     mlm_teacher: bool
     mlm_grid: bool  # logits of every position, not only of the masked ones
     mim_teacher: bool
@@ -32,7 +34,10 @@ class Needs:
     @classmethod
     def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
         mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
-        on = {name: name in active for name in ("itc", "itm", "mlm", "mim", "psl", "wpa", "answers", "labels")}
+        on = {
+            name: name in active
+            for name in ("itc", "itm", "mlm", "mim", "psl", "wpa", "mcr", "wpg", "answers", "labels")
+        }
         keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
         return cls(
             **on,
@@ -62,7 +67,9 @@ class Needs:
     @property
     def fusion(self) -> bool:
         """Any pass, the student's or the teacher's, in which words and patches meet."""
-        return self.itm or self.mlm or self.mim or self.wpa or self.psl_attention is not None or self.question
+        return (
+            self.itm or self.mlm or self.mim or self.wpa or self.wpg or self.psl_attention is not None or self.question
+        )
 
     @property
     def question(self) -> bool:

@@ -15,7 +15,9 @@ from simla_ray.objectives.contrastive import itc_loss, sigmoid_loss
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.masked_image import mim_loss
 from simla_ray.objectives.masked_text import mlm_loss
+from simla_ray.objectives.masked_tags import mcr_loss
 from simla_ray.objectives.matching import itm_loss
+from simla_ray.objectives.phrase_grounding import wpg_loss
 from simla_ray.objectives.word_patch import wpa_loss
 from simla_ray.types import Batch, LossTerm
 
@@ -123,6 +125,24 @@ def loss_terms(
             record.match_label,
             wpa.beta,
             wpa.iterations,
+        )
+    if "mcr" in active:
+        assert record.tag_logits is not None and batch.tag_ids is not None
+        assert batch.mcr_index is not None and batch.mcr_weight is not None
+        terms["mcr"] = mcr_loss(record.tag_logits, batch.tag_ids, batch.mcr_index, batch.mcr_weight)
+    if "wpg" in active:
+        wpg = objectives.wpg
+        assert wpg is not None and record.phrase_states is not None and record.region_states is not None
+        assert batch.is_concept is not None and batch.region_mask is not None and record.other_image is not None
+        terms["wpg"] = wpg_loss(
+            record.phrase_states,
+            batch.is_concept,
+            record.region_states,
+            batch.region_mask,
+            record.other_image,
+            record.region_ranks,
+            wpg.top_k,
+            wpg.margin,
         )
     if "answers" in active:
         if record.answer_logits is not None:

@@ -20,6 +20,7 @@ from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
+from simla_ray.data.concepts import CONCEPTS, Concepts, build_concepts
 from simla_ray.data.index import Index, build_index, share_of
 from simla_ray.data.questions import task_columns
 from simla_ray.data.sources import images_are_files, read_rows
@@ -198,7 +199,10 @@ def _make_shared(run: Run, indexes: dict[str, Index], shared: Path, cpus: int) -
 def _key(run: Run, train: Index) -> str:
     """Names what vocabulary and codes depend on; runs that differ elsewhere share them."""
     tree = to_dict(run)
-    parts = {name: tree[name] for name in ("task", "init_from", "seed", "data", "text", "vision", "codes", "world")}
+    parts = {
+        name: tree[name]
+        for name in ("task", "init_from", "seed", "data", "text", "vision", "codes", "world", "concepts")
+    }
     parts |= {name: tree["objectives"][name] for name in OF_TASKS}
     parts |= {"mim": "mim" in run.objectives.active(), "rows": train.fingerprint()}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -225,6 +229,8 @@ def _make(run: Run, indexes: dict[str, Index], folder: Path, cpus: int) -> None:
         vocabulary = build_vocabulary(captions, run.text, given)
         if task_columns(run):
             add_task(run, indexes, vocabulary, unfinished)
+        if run.text.concepts:
+            vocabulary.concepts = _concepts(run, indexes["train"], vocabulary, start, cpus)
         vocabulary.save(unfinished)
         save_tensors({"ordinals": torch.from_numpy(captions.repeated)}, unfinished / REPEATED)
         if run.codes.kind is not CodesKind.dvae and "mim" in run.objectives.active():
@@ -233,6 +239,16 @@ def _make(run: Run, indexes: dict[str, Index], folder: Path, cpus: int) -> None:
             else:
                 centroids = torch.from_numpy(_fit_codes(run, indexes["train"], cpus))
             save_tensors({"centroids": centroids}, unfinished / CODES)
+
+
+def _concepts(run: Run, train: Index, vocabulary: Vocabulary, start: Path | None, cpus: int) -> Concepts:
+    """The concepts that the start's weights know, or those of the training captions."""
+    if start is not None and (start / CONCEPTS).exists():
+        return Concepts.load(start / CONCEPTS)
+    counts, captions = pipeline.concept_counts(run, train, cpus)
+    return build_concepts(
+        counts, captions, run.concepts, vocabulary.word_ids, len(vocabulary), vocabulary.unk_id
+    )  # fmt: skip
 
 
 def check_rows(indexes: dict[str, Index]) -> None:
