@@ -8,6 +8,7 @@ Shape legend, used in comments and in suffixes of tensor names everywhere:
     H  attention heads             M  masked positions of a row, padded; weight 0 marks padding
     G  tokens of an image's tags (padded)
     A  tokens of an answer, its start and its end included (padded)
+    R  regions of an image (padded)
     C  rows of the micro-batch that get a masked image (``mim.batch_fraction``), the first C of B
 """
 
@@ -49,6 +50,9 @@ class Batch:
     masked_tag_ids: Tensor | None = None  # (B, G) int64, the MCR view of tag_ids
     mcr_index: Tensor | None = None  # (B, M) int64, chosen tags
     mcr_weight: Tensor | None = None  # (B, M) float32
+    regions: Tensor | None = None  # (B, R, d) float32, features of a column; None: made from the image
+    region_boxes: Tensor | None = None  # (B, R, 4) float32, x1, y1, x2, y2 in 0..1 of the image; zeros in padding
+    region_mask: Tensor | None = None  # (B, R) bool, False on padding
     code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
     codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
     uid: list[str] = field(default_factory=list)  # host side: who is in here

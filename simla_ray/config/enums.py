@@ -57,6 +57,14 @@ class Augment(StrEnum):
 class VisionSource(StrEnum):
     vit = "vit"
     patches = "patches"
+    regions = "regions"
+
+
+class RegionSource(StrEnum):
+    auto = "auto"
+    column = "column"
+    boxes = "boxes"
+    grid = "grid"
 
 
 class Stem(StrEnum):

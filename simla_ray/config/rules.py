@@ -20,6 +20,7 @@ from simla_ray.config.enums import (
     Task,
     VisionSource,
 )
+from simla_ray.config.region_rules import region_problems
 
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
@@ -136,6 +137,7 @@ def problems_of(run: Run) -> Iterator[str]:
         if itc.loss is ContrastLoss.sigmoid and (run.queue or itc.soft_alpha > 0):
             yield "objectives.itc.loss: sigmoid knows no queue and no soft targets; set queue=0 and soft_alpha=0"
     yield from _merged_problems(run)
+    yield from region_problems(run)
     if run.text.fusion is Fusion.upper_half:
         if run.text.depth < 2:
             yield f"text.depth: {run.text.depth} has no halves for text.fusion=upper_half; use at least 2"
@@ -182,12 +184,15 @@ def problems_of(run: Run) -> Iterator[str]:
 def _merged_problems(run: Run) -> Iterator[str]:
     """One stack over words and patches: what it needs, and what stands on towers that it does not have."""
     on, merged = run.objectives.active(), run.text.fusion is Fusion.merged
-    if merged is not (run.vision.source is VisionSource.patches):
-        source = VisionSource.patches if merged else VisionSource.vit
-        yield f"vision.source: {run.vision.source} does not go with text.fusion={run.text.fusion}; use {source}"
-    if merged is not (run.text.depth == 0):
-        wanted = "0: the layers are the Vision Transformer's (vision.depth)" if merged else "at least 1"
-        yield f"text.depth: {run.text.depth} does not go with text.fusion={run.text.fusion}; use {wanted}"
+    sources = (VisionSource.patches, VisionSource.regions) if merged else (VisionSource.vit,)
+    if run.vision.source not in sources:
+        wanted = " or ".join(sources)
+        yield f"vision.source: {run.vision.source} does not go with text.fusion={run.text.fusion}; use {wanted}"
+    elif (run.vision.source is VisionSource.patches) is not (run.text.depth == 0):
+        of_regions = run.vision.source is VisionSource.regions
+        found = f"vision.source={run.vision.source}" if of_regions else f"text.fusion={run.text.fusion}"
+        wanted = "0: the layers are the Vision Transformer's (vision.depth)" if run.text.depth else "at least 1"
+        yield f"text.depth: {run.text.depth} does not go with {found}; use {wanted}"
     if not merged:
         if "wpa" in on:
             yield f"objectives.wpa: needs text.fusion=merged, found {run.text.fusion}"

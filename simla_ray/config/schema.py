@@ -36,6 +36,7 @@ from simla_ray.config.enums import (
     Pick,
     Precision,
     Recommend,
+    RegionSource,
     SameImage,
     ScheduleKind,
     Side,
@@ -133,7 +134,8 @@ class Data(Section):
 class Vision(Section):
     source: VisionSource = identity(
         VisionSource.vit,
-        "vit: tokens of the whole Vision Transformer; patches: embedded patches with positions, for text.fusion=merged",
+        "vit: tokens of the whole Vision Transformer; patches: embedded patches with positions, text.fusion=merged; "
+        "regions: features of boxes with where they lie, see regions",
     )
     timm: str = identity("vit_base_patch16_224", "name of a timm Vision Transformer")
     pretrained: bool = identity(True, "start from timm's weights of that name (needs network once)")
@@ -149,6 +151,19 @@ class Vision(Section):
     stem: Stem = identity(
         Stem.patch, "patch: one linear patch embedding; conv: two strided convolutions before it [ours]"
     )
+
+
+class Regions(Section):
+    """What the image is made of with ``vision.source=regions``: boxes, and a vector of fixed features for each."""
+
+    source: RegionSource = identity(
+        RegionSource.auto,
+        "column: region_feats with boxes; boxes: those of all objects, and the whole image; grid: cells; "
+        "auto: the first of them that the training rows have",
+    )
+    max: int = identity(100, "regions of an image at most; the first of region_feats, the largest of boxes", ge=1)
+    grid: int = identity(6, "cells per side of the grid [ours]", ge=1)
+    width: int | None = identity(None, "column: numbers of a feature; null: those of the first training row", ge=1)
 
 
 class Text(Section):
@@ -472,6 +487,7 @@ class Run(Section):
     data: Data = identity(Data())
     vision: Vision = identity(Vision())
     tags: Tags | None = identity(None, "words of objects beside the regions (text.fusion=two_stage); null: none")
+    regions: Regions | None = identity(None, "regions of the image, with vision.source=regions; null: none")
     text: Text = identity(Text())
     concepts: Concepts = identity(Concepts())
     codes: Codes = identity(Codes())

@@ -22,6 +22,8 @@ ENCODED = pa.struct(
         "image": pa.large_binary(),
         "asked": pa.string(),  # questions or statements, as JSON
         "images": pa.list_(pa.large_binary()),
+        "boxes": pa.list_(pa.list_(pa.float32())),
+        "region_feats": pa.list_(pa.list_(pa.float32())),
     }
 )
 ROWS = pa.schema({"rows": pa.list_(ENCODED)})

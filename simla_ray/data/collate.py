@@ -38,6 +38,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
             code_image = torch.from_numpy(_code_images(column, C))
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
+        **_regions(column),
         image=_tensor(column["image"]),
         token_ids=ids,
         token_mask=torch.arange(L)[None, :] < n_tokens[:, None],
@@ -62,6 +63,17 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
         uid=list(uids),
         epoch=list(epochs),
     )
+
+
+def _regions(column: Sample) -> dict[str, Tensor]:
+    """Boxes, mask and a column's features of regions, cut to the image that has most of them."""
+    if "region_boxes" not in column:
+        return {}
+    n = column["n_regions"]
+    R = int(n.max())
+    there = {"region_boxes": _tensor(column["region_boxes"][:, :R])}
+    there["region_mask"] = torch.from_numpy(np.arange(R)[None, :] < n[:, None])
+    return there | ({"regions": _tensor(column["regions"][:, :R])} if "regions" in column else {})
 
 
 def _cut(answer_ids: np.ndarray) -> np.ndarray:

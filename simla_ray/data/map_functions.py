@@ -28,8 +28,9 @@ from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Window
 from simla_ray.data.questions import asked_column, task_columns
+from simla_ray.data.regions import WHOLE
 from simla_ray.data.sample import Sample, SampleMaker, stacked
-from simla_ray.data.schema import training_columns
+from simla_ray.data.schema import OF_REGIONS, training_columns
 from simla_ray.data.sources import read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
@@ -53,6 +54,7 @@ class WindowReader:
         self.index, self.order, self.repeated = index, order, repeated
         self.columns = training_columns(columns)
         self.asked = asked_column(columns)
+        self.of_regions = tuple(name for name in OF_REGIONS if name in columns)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for windows in batch.column("windows").to_pylist():
@@ -84,6 +86,7 @@ class WindowReader:
                     "captions": row["captions"],
                     **_image(row["image"] if not repeated[i] else "uid_duplicate"),
                 }
+                rows[i] |= {name: row.get(name) for name in self.of_regions}
                 if self.asked:
                     rows[i] |= {"asked": json.dumps(row.get(self.asked)), "images": row.get("images")}
         return rows
@@ -146,6 +149,8 @@ def _blank(make: SampleMaker) -> Sample:
     asked: dict[str, Any] = {"qas": [{"question": "a", "answers": make.vocabulary.answers[:1] or ["a"]}]}
     if run.objectives.labels is not None:
         asked = {"statements": [{"text": "a", "label": run.objectives.labels.classes[0]}], "images": [image, image]}
+    if run.regions is not None:
+        asked |= {"boxes": [WHOLE], "region_feats": [[0.0] * (run.regions.width or 0)]}
     return make({"uid": "", "image_id": "", "image": image, "captions": ["a"], **asked}, 0)
 
 

@@ -38,6 +38,7 @@ from simla_ray.data.map_functions import (
 )
 from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.questions import task_columns
+from simla_ray.data.regions import region_columns
 from simla_ray.data.sample import code_image_px
 from simla_ray.data.sources import read_pieces
 from simla_ray.data.text import Vocabulary
@@ -153,7 +154,7 @@ def training_stream(
     rounds = [{"windows": [astuple(w) for w in windows]} for windows in rounds_of(windows, order.window)]
     dataset = ray.data.from_items(rounds, override_num_blocks=min(len(rounds), MAX_BLOCKS))
     dataset = dataset.map_batches(
-        WindowReader(index, order, repeated, task_columns(run)),
+        WindowReader(index, order, repeated, (*task_columns(run), *region_columns(run))),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=max(1, tasks // SAMPLERS_PER_READER)),

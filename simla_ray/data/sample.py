@@ -19,6 +19,7 @@ from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.draws import rng_for, stable_hash
 from simla_ray.data.masking import mask_patches, mask_words
 from simla_ray.data.questions import Asker
+from simla_ray.data.regions import WHOLE, RegionMaker
 from simla_ray.data.text import (
     Encoded,
     Vocabulary,
@@ -36,6 +37,8 @@ Sample = dict[str, np.ndarray]
 class Picture:
     image: np.ndarray  # (3, px, px) uint8
     code_image: np.ndarray | None  # (3, code_px, code_px) uint8, where the codes are read from another picture
+    crop: tuple[float, ...] = WHOLE  # what it shows of the image, in shares
+    flipped: bool = False
 
 
 class SampleMaker:
@@ -56,6 +59,7 @@ class SampleMaker:
         self.code_px = code_image_px(run)
         self.concepts = ConceptTokens(run, vocabulary) if run.text.concepts else None
         self.ask = Asker(run, vocabulary, training=training)
+        self.regions = RegionMaker(run) if run.regions is not None else None
         self.pictures = run.objectives.labels.pictures if self.ask.labels is not None else 1  # type: ignore[union-attr]
 
     def __call__(self, row: Mapping[str, Any], epoch: int, time: int = 0) -> Sample:
@@ -64,7 +68,7 @@ class SampleMaker:
         ``epoch`` and ``time``: see ``rng_for``.
 
         Raises:
-            DropRow: caption_empty, those of ``Asker`` and ``EncodedImage``, or the reader's reason.
+            DropRow: caption_empty, those of ``Asker``, ``EncodedImage`` and ``RegionMaker``, or the reader's reason.
         """
         if isinstance(row["image"], str):  # the reader's reason comes before what follows from it
             raise DropRow(row["image"])
@@ -86,6 +90,8 @@ class SampleMaker:
         if mim is not None and "mim" in self.on:
             grid = self.run.grid
             sample["patch_mask"] = mask_patches(grid, int(mim.mask_ratio * grid**2), rng)
+        if self.regions is not None:
+            sample |= self.regions(row, np.array(picture.crop), picture.flipped)
         return sample
 
     def _caption(self, captions: Sequence[str], rng: np.random.Generator) -> tuple[str, Encoded]:
@@ -101,7 +107,7 @@ class SampleMaker:
     def _picture(self, image: Any, caption: str, rng: np.random.Generator) -> Picture:
         data, px = self.run.data, self.run.vision.image_px
         encoded = EncodedImage(image, data.max_pixels)
-        if not self.training:
+        if not self.training or (self.regions is not None and self.regions.whole_view):
             decoded = encoded.rgb()
             plain = to_array(evaluation_view(decoded, self.code_px)) if self.code_px else None
             return Picture(to_array(evaluation_view(decoded, px)), plain)
@@ -116,7 +122,8 @@ class SampleMaker:
         view, *other = [render_view(decoded, box, side, drawn) for box, (drawn, side) in parts]
         shown = to_array(view.image)
         if not self.code_px:
-            return Picture(shown, None)
+            drawn, scale = wanted[0][0], np.tile(encoded.size, 2)
+            return Picture(shown, None, tuple(np.array(drawn.box) / scale), drawn.flipped)
         if other:
             return Picture(shown, to_array(other[0].image))
         of_codes = view.plain if self.code_px == px else evaluation_view(view.plain, self.code_px)

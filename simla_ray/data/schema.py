@@ -9,6 +9,7 @@
 | keywords | list of str | what the image shows; never trained on, only measured |
 | phrases | list of {text, boxes} | grounding truth |
 | boxes, box_labels | list of [x1, y1, x2, y2] in 0..1, list of str | all objects of the image |
+| region_feats | list of lists of numbers | a feature of each of boxes, as a detector gives it |
 | qas | list of {question, answers, type} | answers repeated as annotated; type may be absent |
 | statements | list of {text, label} | "true" or "false", or another task's words |
 | images | list of two encoded pictures | what a statement speaks of, in place of image |
@@ -36,29 +37,31 @@ ALIASES = {
 }
 OPTIONAL = (
     "image_id", "keywords", "phrases", "boxes", "box_labels", "qas", "statements", "images", "split", "source",
-    "license", "scene", "claims",
+    "license", "scene", "claims", "region_feats",
 )  # fmt: skip
 #: One statement a row, as tables have it; ``normalise`` makes ``statements`` of the two.
 STATEMENT = ("sentence", "label")
 #: Columns whose values are lists.
-LISTS = ("captions", "keywords", "phrases", "boxes", "box_labels", "qas", "statements", "images")
+LISTS = ("captions", "keywords", "phrases", "boxes", "box_labels", "region_feats", "qas", "statements", "images")
 #: What training reads; evaluation reads every column there is.
 TRAINING = ("uid", "image", "captions", "image_id")
 #: What a task may read in addition.
 OF_TASKS = ("qas", "statements", "images", "phrases", "boxes")
+#: What images made of regions may read in addition.
+OF_REGIONS = ("boxes", "box_labels", "region_feats")
 #: Column -> the columns it comes from where there is none of that name.
 MADE_OF = {"captions": ("qas", "statements"), "statements": STATEMENT, "image": ("images",)}
 
 
 def training_columns(extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """What training on a task reads: ``TRAINING`` and some of ``OF_TASKS``, for ``read_rows``.
+    """What training reads: ``TRAINING`` and some of ``OF_TASKS`` and ``OF_REGIONS``, for ``read_rows``.
 
     Raises:
         ValueError: another column is asked for.
     """
-    extra = tuple(extra)
-    if unknown := set(extra).difference(OF_TASKS):
-        raise ValueError(f"no columns of a task: {', '.join(sorted(unknown))}; allowed: {', '.join(OF_TASKS)}")
+    extra, allowed = tuple(dict.fromkeys(extra)), tuple(dict.fromkeys(OF_TASKS + OF_REGIONS))
+    if unknown := set(extra).difference(allowed):
+        raise ValueError(f"no columns of a task: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     return TRAINING + extra
 
 
@@ -177,6 +180,10 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(isinstance(x, int | float) for x in value)
 
 
+def _is_feature(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(x, int | float) for x in value)
+
+
 def _is_phrase(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
@@ -268,7 +275,9 @@ def _said(value: Any) -> str:
 
 
 #: Columns that are lists -> what one entry is.
-_ENTRIES = {"keywords": _is_text, "phrases": _is_phrase, "boxes": _is_box, "box_labels": _is_text}
+_ENTRIES = {
+    "keywords": _is_text, "phrases": _is_phrase, "boxes": _is_box, "box_labels": _is_text, "region_feats": _is_feature,
+}  # fmt: skip
 
 
 def utf8(value: Any) -> str:

@@ -40,6 +40,7 @@ TYPES: dict[str, pa.DataType] = {
     "license": pa.string(),
     "scene": pa.string(),
     "claims": _STRINGS,
+    "region_feats": pa.list_(pa.list_(pa.float32())),
 }
 assert set(TYPES) == {"uid", "image", "captions", *OPTIONAL}
 

@@ -18,6 +18,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share
+from simla_ray.data.region_source import with_regions
 from simla_ray.data.sources.files import absolute, is_remote, size
 from simla_ray.data.text import load_stop_words
 from simla_ray.errors import UserError
@@ -61,8 +62,8 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
         devices: False where this process need not see what the workers will.
 
     Returns:
-        The run with absolute paths, and the indexes of its data; None where the built-in world is still to be
-        generated.
+        The run with absolute paths and its source of regions decided, and the indexes of its data; None where the
+        built-in world is still to be generated.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -83,10 +84,10 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
             for uri in uris_of(run, name)[0]:
                 world_uri(run, uri, f"data.{name}")
         if not (world_folder(run) / "world.json").exists():
-            return absolute, None
+            return with_regions(absolute, None), None
     indexes = build_indexes(run)
     check_rows(indexes)
-    return absolute, indexes
+    return with_regions(absolute, indexes), indexes
 
 
 def check_cluster(

@@ -12,6 +12,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
 from simla_ray.data.questions import frequent_answers, task_columns
+from simla_ray.data.regions import region_columns
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows
@@ -99,7 +100,7 @@ def samples_per_s(run: Run, train: Index) -> float | None:
     With a vocabulary of these rows' captions: the run's own need not be there yet, and pictures take the time.
     """
     unit = train.units[0]
-    columns = training_columns(task_columns(run))
+    columns = training_columns((*task_columns(run), *region_columns(run)))
     rows = read_rows(unit, np.arange(min(SAMPLES + 1, len(unit))), columns, train.roots)
     captions = [clean(caption, run.text.max_words) for row in rows for caption in row["captions"]]
     vocabulary = build_vocabulary(captions, run.text.model_copy(update={"vocab": "train"}))

@@ -1,0 +1,28 @@
+"""Rules of images that are made of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from simla_ray.config.enums import Augment, RegionSource, VisionSource
+
+if TYPE_CHECKING:
+    from simla_ray.config.schema import Run
+
+
+def region_problems(run: Run) -> Iterator[str]:
+    """Yield one line per combination that cannot work: the key to change, the value found, what is allowed."""
+    regions = run.regions
+    if (regions is not None) is not (run.vision.source is VisionSource.regions):
+        found = "null" if regions is None else "given"
+        yield f"regions: {found}, but vision.source={run.vision.source}; regions belong to vision.source=regions alone"
+    if regions is None:
+        return
+    if regions.grid**2 > regions.max and regions.source is RegionSource.grid:
+        yield f"regions.grid: {regions.grid} x {regions.grid} cells are more than regions.max={regions.max}"
+    if run.data.augment is not Augment.crop and regions.source is not RegionSource.grid:
+        yield f"data.augment: {run.data.augment} turns the image away from its boxes; use crop, or regions.source=grid"
+    labels = run.objectives.labels
+    if labels is not None and labels.pictures == 2 and regions.source is not RegionSource.grid:
+        yield "objectives.labels.pictures: 2, but rows have the regions of one; needs regions.source=grid"

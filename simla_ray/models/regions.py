@@ -1,0 +1,85 @@
+"""Features of regions, and where regions lie as the methods write it down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from simla_ray.models.vision import MEAN, STD, VisionTower
+
+#: Style of ``box_geometry`` -> its numbers: MVPTR's and UNITER's.
+STYLES = {"six": 6, "seven": 7}
+#: A region's own pixels are averaged to this many a side.
+CELLS = 8
+
+
+def box_geometry(boxes: Tensor, style: Literal["six", "seven"]) -> Tensor:
+    """Boxes (..., 4), x1, y1, x2, y2 in shares of the image -> (..., 6 or 7).
+
+    six: x1, y1, x2, y2, w, h (MVPTR, ``tools/img_feat_extract.py``); seven: these and w * h (UNITER, ``data/data.py``).
+    """
+    size = boxes[..., 2:] - boxes[..., :2]
+    parts = [boxes, size]
+    if style == "seven":
+        parts.append(size.prod(-1, keepdim=True))
+    return torch.cat(parts, -1)
+
+
+def average_under(maps: Tensor, boxes: Tensor, cells: int = 1) -> Tensor:
+    """What maps show under boxes: means by area, of which a pixel that is half inside counts half.
+
+    Args:
+        maps: (B, C, h, w); boxes: (B, R, 4) in shares of the map. A box without area gives zeros.
+        cells: each box is cut into cells x cells equal parts.
+
+    Returns:
+        (B, R, C, cells, cells)
+    """
+    x = _shares(boxes[..., 0], boxes[..., 2], cells, maps.shape[3]).to(maps.dtype)
+    y = _shares(boxes[..., 1], boxes[..., 3], cells, maps.shape[2]).to(maps.dtype)
+    rows = torch.einsum("brkh,bchw->brckw", y, maps)
+    return torch.einsum("brckw,brlw->brckl", rows, x)
+
+
+def _shares(low: Tensor, high: Tensor, cells: int, n: int) -> Tensor:
+    """(B, R) from and to, in 0..1 -> (B, R, cells, n): the share of each of n pixels in the mean of each cell."""
+    step = (high - low)[..., None] / cells
+    start = (low[..., None] + step * torch.arange(cells, device=low.device)) * n
+    pixel = torch.arange(n, device=low.device)
+    inside = torch.minimum((start + step * n)[..., None], pixel + 1) - torch.maximum(start[..., None], pixel)
+    inside = inside.clamp(min=0)
+    return inside / inside.sum(-1, keepdim=True).clamp(min=torch.finfo(inside.dtype).tiny)
+
+
+class RegionFeatures(nn.Module):
+    """Frozen features of the regions of an image, (B, R, width) float32.
+
+    With a tower the mean of its patch tokens under each box; without one the region's own pixels, averaged to 8 x 8,
+    in units of the towers' normalisation. Neither gets a gradient: they are what a detector's features are to the
+    published methods, and targets at that.
+    """
+
+    def __init__(self, tower: VisionTower | None):
+        super().__init__()
+        self.tower = tower.requires_grad_(False).eval() if tower is not None else None
+        self.width: int = tower.width if tower is not None else 3 * CELLS**2
+        self.register_buffer("mean", 255 * torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> RegionFeatures:
+        """Frozen: always in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, boxes: Tensor) -> Tensor:
+        """image (B, 3, px, px) uint8, or normalised float; boxes (B, R, 4) -> (B, R, width)."""
+        with torch.autocast(image.device.type, enabled=False):
+            if self.tower is not None:
+                tokens = self.tower(image)[:, 1:].float()
+                side = round(tokens.shape[1] ** 0.5)
+                maps = tokens.transpose(1, 2).unflatten(2, (side, side))
+                return average_under(maps, boxes)[..., 0, 0]
+            pixels = image if image.is_floating_point() else (image - self.mean) / self.std
+            return average_under(pixels, boxes, CELLS).flatten(2)
