@@ -11,6 +11,8 @@ class Method(StrEnum):
     clip = "clip"
     siglip = "siglip"
     vilt = "vilt"
+    mvptr = "mvptr"
+    mvptr_grid = "mvptr-grid"
 
 
 #: Other names of methods; what is stored is the method's own.

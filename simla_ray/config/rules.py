@@ -21,6 +21,7 @@ from simla_ray.config.enums import (
     VisionSource,
 )
 from simla_ray.config.region_rules import region_problems
+from simla_ray.config.two_stage_rules import two_stage_problems
 
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
@@ -54,7 +55,7 @@ def problems_of(run: Run) -> Iterator[str]:
     on = run.objectives.active()
     micro, total = run.batch.micro, run.batch.global_
     if not on:
-        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl, wpa a weight above 0"
+        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl, wpa, mcr, wpg a weight above 0"
     if run.task is not None and not set(TASKS[run.task]) & set(on):
         wanted = " or ".join(f"objectives.{name}" for name in TASKS[run.task])
         yield f"task: {run.task} needs {wanted}; on are {', '.join(on) or 'none'}"
@@ -138,6 +139,7 @@ def problems_of(run: Run) -> Iterator[str]:
             yield "objectives.itc.loss: sigmoid knows no queue and no soft targets; set queue=0 and soft_alpha=0"
     yield from _merged_problems(run)
     yield from region_problems(run)
+    yield from two_stage_problems(run)
     if run.text.fusion is Fusion.upper_half:
         if run.text.depth < 2:
             yield f"text.depth: {run.text.depth} has no halves for text.fusion=upper_half; use at least 2"
@@ -184,6 +186,8 @@ def problems_of(run: Run) -> Iterator[str]:
 def _merged_problems(run: Run) -> Iterator[str]:
     """One stack over words and patches: what it needs, and what stands on towers that it does not have."""
     on, merged = run.objectives.active(), run.text.fusion is Fusion.merged
+    if run.text.fusion is Fusion.two_stage:
+        return
     sources = (VisionSource.patches, VisionSource.regions) if merged else (VisionSource.vit,)
     if run.vision.source not in sources:
         wanted = " or ".join(sources)

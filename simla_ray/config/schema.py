@@ -183,8 +183,9 @@ class Text(Section):
     fusion: Fusion = identity(
         Fusion.every_layer,
         "layers that can read the image: all (SIMLA), or the upper half, over text-only states (ALBEF); "
-        "merged: words and patches side by side in one Vision Transformer (ViLT); two_stage: the lower half reads text, as "
-        "many layers of its own read tags and regions, the upper half reads what both give, side by side (MVPTR)",
+        "merged: words and patches side by side in one Vision Transformer (ViLT); "
+        "two_stage: the lower half reads text, as many layers of another stack tags and regions, and the upper half "
+        "what both give, side by side (MVPTR)",
     )
     concepts: int = identity(
         0, "phrase concepts behind the words, at least so many where a caption has them (MVPTR: 5); 0: none", ge=0

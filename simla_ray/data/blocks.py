@@ -24,6 +24,8 @@ ENCODED = pa.struct(
         "images": pa.list_(pa.large_binary()),
         "boxes": pa.list_(pa.list_(pa.float32())),
         "region_feats": pa.list_(pa.list_(pa.float32())),
+        **dict.fromkeys(("tags", "box_labels"), pa.list_(pa.string())),
+        "phrases": pa.list_(pa.struct({"text": pa.string()})),
     }
 )
 ROWS = pa.schema({"rows": pa.list_(ENCODED)})

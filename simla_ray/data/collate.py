@@ -39,6 +39,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
         **_regions(column),
+        **_tags(column),
         image=_tensor(column["image"]),
         token_ids=ids,
         token_mask=torch.arange(L)[None, :] < n_tokens[:, None],
@@ -74,6 +75,18 @@ def _regions(column: Sample) -> dict[str, Tensor]:
     there = {"region_boxes": _tensor(column["region_boxes"][:, :R])}
     there["region_mask"] = torch.from_numpy(np.arange(R)[None, :] < n[:, None])
     return there | ({"regions": _tensor(column["regions"][:, :R])} if "regions" in column else {})
+
+
+def _tags(column: Sample) -> dict[str, Tensor]:
+    """Tags cut to the image that has most of them, and those that are masked."""
+    if "tag_ids" not in column:
+        return {}
+    G = int(column["n_tags"].max())
+    ids = column["tag_ids"][:, :G]
+    chosen = column["mcr_chosen"][:, :G] if "mcr_chosen" in column else np.zeros(ids.shape, dtype=bool)
+    index, weight = _index_lists(chosen)
+    masked = column["masked_tag_ids"][:, :G] if "masked_tag_ids" in column else ids
+    return {"tag_ids": _tensor(ids), "masked_tag_ids": _tensor(masked), "mcr_index": index, "mcr_weight": weight}
 
 
 def _cut(answer_ids: np.ndarray) -> np.ndarray:

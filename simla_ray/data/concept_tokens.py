@@ -1,7 +1,7 @@
 """A text as words and phrase concepts, one sequence: [CLS] words concepts [SEP].
 
-Source: MVPTR, ``oscar_tsv4.py``, ``convert_example_to_features``: [SEP] comes after the concepts, and a caption may have
-as many more of them as its words leave places.
+Source: MVPTR, ``oscar_tsv4.py``, ``convert_example_to_features``: [SEP] comes after the concepts, and a caption may
+have as many more of them as its words leave places.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from simla_ray.config.schema import Concepts as ConceptsConfig
 from simla_ray.config.schema import ConceptSource, Run
-from simla_ray.data.concepts import Said, mask_concepts, said_concepts
+from simla_ray.data.concepts import Concept, Concepts, Said, build_concepts, mask_concepts, said_concepts
 from simla_ray.data.phrases import Phrase, given_phrases, phrases_of
 from simla_ray.data.text import Encoded, Vocabulary, clean
 
@@ -32,6 +32,11 @@ def phrases_in(words: Sequence[str], row: Mapping[str, Any], config: ConceptsCon
         return phrases_of(words)
     texts: Iterable[str] = (phrase.get("text") or "" for phrase in row.get(COLUMN) or ())
     return given_phrases(words, (clean(text, max_words) for text in texts))
+
+
+def concepts_for(run: Run, vocabulary: Vocabulary, counts: Mapping[Concept, int], captions: int) -> Concepts:
+    """The concepts of so many captions beside a vocabulary's word pieces; ``counts``: see ``build_concepts``."""
+    return build_concepts(counts, captions, run.concepts, vocabulary.word_ids, len(vocabulary), vocabulary.unk_id)
 
 
 class ConceptTokens:

@@ -30,7 +30,7 @@ from simla_ray.data.order import Order, Window
 from simla_ray.data.questions import asked_column, task_columns
 from simla_ray.data.regions import WHOLE
 from simla_ray.data.sample import Sample, SampleMaker, stacked
-from simla_ray.data.schema import OF_REGIONS, training_columns
+from simla_ray.data.schema import OF_CONCEPTS, OF_REGIONS, training_columns
 from simla_ray.data.sources import read_rows, read_words
 from simla_ray.data.text import Vocabulary, clean
 
@@ -54,7 +54,7 @@ class WindowReader:
         self.index, self.order, self.repeated = index, order, repeated
         self.columns = training_columns(columns)
         self.asked = asked_column(columns)
-        self.of_regions = tuple(name for name in OF_REGIONS if name in columns)
+        self.beside = tuple(name for name in dict.fromkeys(OF_REGIONS + OF_CONCEPTS) if name in columns)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for windows in batch.column("windows").to_pylist():
@@ -86,7 +86,7 @@ class WindowReader:
                     "captions": row["captions"],
                     **_image(row["image"] if not repeated[i] else "uid_duplicate"),
                 }
-                rows[i] |= {name: row.get(name) for name in self.of_regions}
+                rows[i] |= {name: row.get(name) for name in self.beside}
                 if self.asked:
                     rows[i] |= {"asked": json.dumps(row.get(self.asked)), "images": row.get("images")}
         return rows

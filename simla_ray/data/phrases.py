@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from importlib import resources
+from itertools import pairwise
 
 #: Verbs and prepositions at most between two nouns that stand in a relation.
 REACH = 4
@@ -76,7 +77,7 @@ def phrases_of(words: Sequence[str]) -> list[Phrase]:
             if kinds[i] is not Kind.joint and attribute != noun:
                 found.setdefault((noun, attribute), set()).update((i, chunk.head))
     subject = chunks[0] if chunks else None
-    for left, right in zip(chunks, chunks[1:], strict=False):
+    for left, right in pairwise(chunks):
         between = range(left.head + 1, right.first)
         said = _relation(kinds, between)
         if not said:
@@ -157,7 +158,7 @@ def _kinds(words: Sequence[str]) -> list[Kind]:
         for i in range(len(words) - length + 1):
             if tuple(words[i : i + length]) in known.compounds:
                 kinds[i : i + length] = [Kind.preposition] * length
-    described = (Kind.noun, Kind.modifier)
+    described, describing = (Kind.noun, Kind.modifier), (Kind.opening, Kind.modifier)
     for i in range(1, len(words) - 1):
         if words[i] == "and" and kinds[i - 1] is Kind.modifier and kinds[i + 1] is Kind.modifier:
             kinds[i] = Kind.joint
@@ -166,9 +167,8 @@ def _kinds(words: Sequence[str]) -> list[Kind]:
         before = kinds[i - 1] if i else Kind.stop
         if kinds[i] is Kind.opening and after not in described:
             kinds[i] = Kind.stop  # "from one to another"
-        elif kinds[i] is Kind.modifier and after not in (*described, Kind.joint):
-            if before in (Kind.opening, Kind.modifier):
-                kinds[i] = Kind.noun  # "a white square": an adjective that has no noun is one itself
+        elif kinds[i] is Kind.modifier and before in describing and after not in (*described, Kind.joint):
+            kinds[i] = Kind.noun  # "a white square": an adjective that has no noun is one itself
     return kinds
 
 

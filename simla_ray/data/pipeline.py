@@ -24,6 +24,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from simla_ray.config.schema import Run
 from simla_ray.data.blocks import Block, table_block
 from simla_ray.data.codes import Featurise
+from simla_ray.data.concept_tokens import concept_columns
 from simla_ray.data.concepts import Concept
 from simla_ray.data.cursor import Cursor
 from simla_ray.data.index import Index, repeats
@@ -41,6 +42,7 @@ from simla_ray.data.questions import task_columns
 from simla_ray.data.regions import region_columns
 from simla_ray.data.sample import code_image_px
 from simla_ray.data.sources import read_pieces
+from simla_ray.data.tags import tag_columns
 from simla_ray.data.text import Vocabulary
 
 #: Such blocks that one task makes: enough that a short wait for the next task does not count.
@@ -154,7 +156,9 @@ def training_stream(
     rounds = [{"windows": [astuple(w) for w in windows]} for windows in rounds_of(windows, order.window)]
     dataset = ray.data.from_items(rounds, override_num_blocks=min(len(rounds), MAX_BLOCKS))
     dataset = dataset.map_batches(
-        WindowReader(index, order, repeated, (*task_columns(run), *region_columns(run))),
+        WindowReader(
+            index, order, repeated, (*task_columns(run), *region_columns(run), *concept_columns(run), *tag_columns(run))
+        ),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.TaskPoolStrategy(size=max(1, tasks // SAMPLERS_PER_READER)),

@@ -20,6 +20,7 @@ from simla_ray.data.draws import rng_for, stable_hash
 from simla_ray.data.masking import mask_patches, mask_words
 from simla_ray.data.questions import Asker
 from simla_ray.data.regions import WHOLE, RegionMaker
+from simla_ray.data.tags import TagMaker
 from simla_ray.data.text import (
     Encoded,
     Vocabulary,
@@ -60,6 +61,7 @@ class SampleMaker:
         self.concepts = ConceptTokens(run, vocabulary) if run.text.concepts else None
         self.ask = Asker(run, vocabulary, training=training)
         self.regions = RegionMaker(run) if run.regions is not None else None
+        self.tags = TagMaker(run, vocabulary) if run.tags is not None else None
         self.pictures = run.objectives.labels.pictures if self.ask.labels is not None else 1  # type: ignore[union-attr]
 
     def __call__(self, row: Mapping[str, Any], epoch: int, time: int = 0) -> Sample:
@@ -92,6 +94,8 @@ class SampleMaker:
             sample["patch_mask"] = mask_patches(grid, int(mim.mask_ratio * grid**2), rng)
         if self.regions is not None:
             sample |= self.regions(row, np.array(picture.crop), picture.flipped)
+        if self.tags is not None:
+            sample |= self.tags(row, rng)
         return sample
 
     def _caption(self, captions: Sequence[str], rng: np.random.Generator) -> tuple[str, Encoded]:

@@ -9,6 +9,7 @@
 | keywords | list of str | what the image shows; never trained on, only measured |
 | phrases | list of {text, boxes} | grounding truth |
 | boxes, box_labels | list of [x1, y1, x2, y2] in 0..1, list of str | all objects of the image |
+| tags | list of str | words of objects in the image, the likeliest first; of no caption |
 | region_feats | list of lists of numbers | a feature of each of boxes, as a detector gives it |
 | qas | list of {question, answers, type} | answers repeated as annotated; type may be absent |
 | statements | list of {text, label} | "true" or "false", or another task's words |
@@ -37,29 +38,34 @@ ALIASES = {
 }
 OPTIONAL = (
     "image_id", "keywords", "phrases", "boxes", "box_labels", "qas", "statements", "images", "split", "source",
-    "license", "scene", "claims", "region_feats",
+    "license", "scene", "claims", "region_feats", "tags",
 )  # fmt: skip
 #: One statement a row, as tables have it; ``normalise`` makes ``statements`` of the two.
 STATEMENT = ("sentence", "label")
 #: Columns whose values are lists.
-LISTS = ("captions", "keywords", "phrases", "boxes", "box_labels", "region_feats", "qas", "statements", "images")
+LISTS = (
+    "captions", "keywords", "phrases", "boxes", "box_labels", "region_feats", "tags", "qas", "statements", "images",
+)  # fmt: skip
 #: What training reads; evaluation reads every column there is.
 TRAINING = ("uid", "image", "captions", "image_id")
 #: What a task may read in addition.
 OF_TASKS = ("qas", "statements", "images", "phrases", "boxes")
 #: What images made of regions may read in addition.
 OF_REGIONS = ("boxes", "box_labels", "region_feats")
+#: What texts with phrase concepts, and images with tags, may read in addition.
+OF_CONCEPTS = ("phrases", "tags", "box_labels")
 #: Column -> the columns it comes from where there is none of that name.
 MADE_OF = {"captions": ("qas", "statements"), "statements": STATEMENT, "image": ("images",)}
 
 
 def training_columns(extra: Iterable[str] = ()) -> tuple[str, ...]:
-    """What training reads: ``TRAINING`` and some of ``OF_TASKS`` and ``OF_REGIONS``, for ``read_rows``.
+    """What training reads, for ``read_rows``: ``TRAINING``, and some of ``OF_TASKS``, ``OF_REGIONS`` and
+    ``OF_CONCEPTS``.
 
     Raises:
         ValueError: another column is asked for.
     """
-    extra, allowed = tuple(dict.fromkeys(extra)), tuple(dict.fromkeys(OF_TASKS + OF_REGIONS))
+    extra, allowed = tuple(dict.fromkeys(extra)), tuple(dict.fromkeys(OF_TASKS + OF_REGIONS + OF_CONCEPTS))
     if unknown := set(extra).difference(allowed):
         raise ValueError(f"no columns of a task: {', '.join(sorted(unknown))}; allowed: {', '.join(allowed)}")
     return TRAINING + extra
@@ -277,6 +283,7 @@ def _said(value: Any) -> str:
 #: Columns that are lists -> what one entry is.
 _ENTRIES = {
     "keywords": _is_text, "phrases": _is_phrase, "boxes": _is_box, "box_labels": _is_text, "region_feats": _is_feature,
+    "tags": _is_text,
 }  # fmt: skip
 
 

@@ -27,8 +27,10 @@ from simla_ray.types import Batch
 
 @dataclass(frozen=True)
 class Draws:
-    """What a step draws: ``order`` (B,), the pairs that lose their image first, those that lose their text after them;
-    ``other`` (B,), the image that each text's phrases are held against; ``ranks`` (2, B, L) in [0, 1), see ``wpg_loss``.
+    """What a step draws.
+
+    ``order`` (B,): pairs that lose their image, in the first half, and their text, in the second; ``other`` (B,): the
+    image that each text's phrases are held against; ``ranks`` (2, B, L) in [0, 1): see ``wpg_loss``.
     """
 
     order: Tensor
@@ -54,7 +56,7 @@ def forward_two_stage(
     student, record = model.student, Record()
     stages, text = student.stages, student.text
     assert stages is not None and batch.region_boxes is not None and batch.region_mask is not None
-    assert batch.masked_tag_ids is not None
+    assert batch.tag_ids is not None and batch.masked_tag_ids is not None
     B, mask, there, tag_ids = len(batch), batch.token_mask, batch.region_mask, batch.masked_tag_ids
     G = tag_ids.shape[1]
     draws = given if given is not None else draw(batch, objectives)
@@ -67,7 +69,8 @@ def forward_two_stage(
     )
     words = text.encoder(stages.embed_text(text, batch.masked_ids, words), mask)
     image = stages.embed_image(text, tags, model.region_features(batch), batch.region_boxes)
-    image = stages.image(image, torch.cat([tag_ids != 0, there], 1))
+    # Not of the masked ids: a random id may be that of [PAD].
+    image = stages.image(image, torch.cat([batch.tag_ids != 0, there], 1))
     regions = image[:, G:]
     if needs.text_only:
         record.text_vec = record.text_key = student.text_vector(words)

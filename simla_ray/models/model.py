@@ -16,35 +16,42 @@ from simla_ray.models.decoder import AnswerDecoder, classifier
 from simla_ray.models.merging import Merging
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
+from simla_ray.models.regions import RegionFeatures
 from simla_ray.models.stack import Attentions, Memory
 from simla_ray.models.teacher import Teacher
 from simla_ray.models.temperature import Scale
 from simla_ray.models.text import TextModel
+from simla_ray.models.two_stage import two_stage
 from simla_ray.models.vision import VisionTower
+from simla_ray.types import Batch
 
 
 class Towers(nn.Module):
     """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads.
 
     With ``text.fusion: merged`` there are no towers and no projections: ``vision`` embeds patches and holds the blocks,
-    ``text`` embeds words, and ``merging`` brings them together.
+    ``text`` embeds words, and ``merging`` brings them together. With ``two_stage`` ``text`` is the text tower and
+    ``stages`` the image tower and the fused layers; there is no ``vision``.
     """
 
     def __init__(self, run: Run, vocab_size: int):
         super().__init__()
         on, needs = run.objectives.active(), needs_of(run)
-        self.vision = VisionTower(run.vision, maskable="mim" in on)
-        self.vision.saves_memory = run.activation_checkpointing
-        width = self.vision.width
-        merged = run.text.fusion is Fusion.merged
-        memory_width = width if needs.fusion and not merged else None
+        merged, staged = run.text.fusion is Fusion.merged, run.text.fusion is Fusion.two_stage
+        width = run.text.width
+        if not staged:
+            self.vision = VisionTower(run.vision, maskable="mim" in on)
+            self.vision.saves_memory = run.activation_checkpointing
+            width = self.vision.width
+        memory_width = width if needs.fusion and not (merged or staged) else None
         self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
         self.text.encoder.saves_memory = run.activation_checkpointing
         self.merging = Merging(width, pooled=needs.itm or needs.labels or _classifies(run)) if merged else None
+        self.stages = two_stage(run, vocab_size) if staged else None
         if (needs.text_only or needs.psl) and not merged:
-            self.vision_proj = nn.Linear(width, run.joint_width)
+            self.vision_proj = nn.Linear(width, run.joint_width, bias=not staged)
         if needs.text_only and not merged:
-            self.text_proj = nn.Linear(run.text.width, run.joint_width)
+            self.text_proj = nn.Linear(run.text.width, run.joint_width, bias=not staged)
         if "mim" in on:
             self.mim_head = nn.Linear(run.text.width, run.codes.n)
         if run.objectives.psl is not None and "psl" in on:
@@ -79,7 +86,8 @@ class Towers(nn.Module):
 
     def pool(self, cls: Tensor) -> Tensor:
         """The state of a fused [CLS] (n, D) -> what heads read, (n, D)."""
-        return cls if self.merging is None else self.merging.pool(cls)
+        pooling = self.merging or self.stages
+        return cls if pooling is None else pooling.pool(cls)
 
     @property
     def fusion_layers(self) -> range:
@@ -118,6 +126,7 @@ class Model(nn.Module):
         self.scale = None
         if not merged:
             self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
+        self.regions = RegionFeatures(None) if run.regions is not None and run.regions.width is None else None
         self.teacher = None
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
@@ -134,6 +143,14 @@ class Model(nn.Module):
         assert self.scale is not None
         return self.scale()
 
+    def region_features(self, batch: Batch) -> Tensor:
+        """(B, R, d) features of a batch's regions: a column's, or made from the image."""
+        if self.regions is None:
+            assert batch.regions is not None
+            return batch.regions
+        assert batch.region_boxes is not None
+        return self.regions(batch.image, batch.region_boxes)
+
     def match(self, cls: Tensor) -> Tensor:
         """The state of a fused [CLS] (n, D) -> ITM's logits (n, 2)."""
         assert self.itm_head is not None
@@ -147,7 +164,9 @@ class Model(nn.Module):
         student, text = self.student, self.student.text
         _require(getattr(student, "vision_proj", None), contrast)
         _require(getattr(student, "text_proj", None), "itc" in objectives)
-        if student.vision.mask_token is not None:
+        if student.stages is not None:
+            student.stages.trainable_in(objectives)
+        elif student.vision.mask_token is not None:
             student.vision.mask_token.requires_grad_("mim" in objectives)
         _require(text, "itc" in objectives or fused)
         if student.merging is not None:

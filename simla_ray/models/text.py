@@ -20,8 +20,8 @@ class TextModel(nn.Module):
     With fusion in every layer (SIMLA) the language encoder is all layers with cross-attention left out, and the
     multimodal one starts from the embeddings again. With fusion in the upper half (ALBEF) the lower half is the
     language encoder, and the upper half starts from its states. Without any fusion, only the language encoder's layers
-    exist; merged, none does, and what is left are embeddings and the MLM head; in two stages the lower half does, and the rest is
-    ``models.two_stage``.
+    exist; merged, none does, and what is left are embeddings and the MLM head; in two stages the lower half does, and
+    the rest is ``models.two_stage``.
     """
 
     def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool):

@@ -8,16 +8,14 @@ rest.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simla_ray.config.schema import Text
+from simla_ray.config.schema import Run, Text
 from simla_ray.models.dropout import Dropout
-from simla_ray.models.regions import box_geometry
+from simla_ray.models.regions import CELLS, STYLES, box_geometry
 from simla_ray.models.stack import Read, Stack
 from simla_ray.models.text import MlmHead, TextModel, bert_init
 
-GEOMETRY = 6
 OF_TEXT, OF_TAGS = 0, 1
 
 
@@ -36,15 +34,21 @@ class TwoStage(nn.Module):
         self.vocab_size = vocab_size
         self.concepts = nn.Embedding(concepts, width) if concepts else None
         self.types = nn.Embedding(2, width)
-        self.regions = nn.Linear(feature_width + GEOMETRY, width)
+        self.regions = nn.Linear(feature_width + STYLES["six"], width)
         self.dropout = Dropout(config.dropout)
         shape = width, config.heads, config.ffn, config.dropout, None
-        self.image = Stack(lower, *shape)
-        self.fused = Stack(config.depth - lower, *shape)
+        self.image, self.fused = Stack(lower, *shape), Stack(config.depth - lower, *shape)
         self.tag_head = MlmHead(width, vocab_size) if tag_head else None
         self.apply(bert_init)
         # Not BERT's start: at small widths that would leave ITM a fraction of its gradient (see ``Merging``).
         self.pooler = nn.Linear(width, width)
+
+    def trainable_in(self, objectives: set[str]) -> None:
+        """Let exactly those parameters require gradients that these objectives reach."""
+        self.fused.requires_grad_(bool(objectives & {"itm", "mlm", "wpg"}))
+        self.pooler.requires_grad_("itm" in objectives)
+        if self.tag_head is not None:
+            self.tag_head.requires_grad_("mcr" in objectives)
 
     def embed_text(self, text: TextModel, ids: Tensor, words: Tensor) -> Tensor:
         """ids (B, L), some of them concepts', and ``words`` (B, L, D) the vectors that the word table gave for
@@ -93,3 +97,18 @@ class TwoStage(nn.Module):
         """(B, M, D) -> (B, M, V); ``table``: the words' vectors, to which the decoder is tied."""
         assert self.tag_head is not None
         return self.tag_head(states, table)
+
+
+def two_stage(run: Run, vocab_size: int) -> TwoStage:
+    """The stages of a run; regions without a column are their own pixels."""
+    assert run.regions is not None
+    stages = TwoStage(
+        run.text,
+        vocab_size,
+        run.concepts.most if run.text.concepts else 0,
+        run.regions.width or 3 * CELLS**2,
+        tag_head="mcr" in run.objectives.active(),
+    )
+    for stack in (stages.image, stages.fused):
+        stack.saves_memory = run.activation_checkpointing
+    return stages

@@ -27,8 +27,8 @@ def wpg_loss(
         s(p, I) = one of the ``top_k`` largest cosines of phrase p to the regions of I, S(b, I) = mean over p of s(p, I)
         loss = mean over texts b with a phrase of  max(0, margin + S(b, image of other[b]) - S(b, own image))
 
-    0 where no text has a phrase. Source: MVPTR, ``modeling_vlbert.py``, ``phrase_mod='sample'``; theirs is NaN there, and
-    fails where an image has fewer than 3 regions.
+    0 where no text has a phrase. Source: MVPTR, ``modeling_vlbert.py``, ``phrase_mod='sample'``; theirs is NaN
+    there, and fails where an image has fewer than 3 regions.
 
     Args:
         states: (B, L, D) of the texts; is_phrase: (B, L) bool. regions: (B, R, D); region_mask: (B, R) bool, each row

@@ -14,8 +14,8 @@ from simla_ray.objectives.answers import answer_loss, label_loss
 from simla_ray.objectives.contrastive import itc_loss, sigmoid_loss
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.masked_image import mim_loss
-from simla_ray.objectives.masked_text import mlm_loss
 from simla_ray.objectives.masked_tags import mcr_loss
+from simla_ray.objectives.masked_text import mlm_loss
 from simla_ray.objectives.matching import itm_loss
 from simla_ray.objectives.phrase_grounding import wpg_loss
 from simla_ray.objectives.word_patch import wpa_loss

@@ -20,7 +20,8 @@ from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import CodesKind, Run
 from simla_ray.data import pipeline, world
 from simla_ray.data.codes import kmeans
-from simla_ray.data.concepts import CONCEPTS, Concepts, build_concepts
+from simla_ray.data.concept_tokens import concepts_for
+from simla_ray.data.concepts import CONCEPTS, Concepts
 from simla_ray.data.index import Index, build_index, share_of
 from simla_ray.data.questions import task_columns
 from simla_ray.data.sources import images_are_files, read_rows
@@ -246,9 +247,7 @@ def _concepts(run: Run, train: Index, vocabulary: Vocabulary, start: Path | None
     if start is not None and (start / CONCEPTS).exists():
         return Concepts.load(start / CONCEPTS)
     counts, captions = pipeline.concept_counts(run, train, cpus)
-    return build_concepts(
-        counts, captions, run.concepts, vocabulary.word_ids, len(vocabulary), vocabulary.unk_id
-    )  # fmt: skip
+    return concepts_for(run, vocabulary, counts, captions)
 
 
 def check_rows(indexes: dict[str, Index]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Concepts as Config
-from simla_ray.data.concept_tokens import ConceptTokens
+from simla_ray.data.concept_tokens import ConceptTokens, concepts_for
 from simla_ray.data.concepts import Concepts, Said, build_concepts, mask_concepts, said_concepts
 from simla_ray.data.phrases import Phrase, phrases_of
 from simla_ray.data.text import Vocabulary, clean
@@ -50,14 +50,17 @@ def test_the_file_brings_them_back_and_says_what_is_wrong(tmp_path):
     again = Concepts.load(path)
     assert again == concepts and again.digest == concepts.digest
     path.write_text('{"concepts": [["a"]], "ids": []}')
-    with pytest.raises(UserError, match="concepts.json: holds no concepts"):
+    with pytest.raises(UserError, match=r"concepts.json: holds no concepts"):
         Concepts.load(path)
 
 
 def test_what_is_said_is_cut_to_the_budget_and_to_the_words_there_are():
     phrases = [
-        Phrase(("dog",), (1,)), Phrase(("dog", "blue"), (0, 1)), Phrase(("dog", "red"), (1, 4)), Phrase(("cat",), (2, 5)),
-    ]  # fmt: skip
+        Phrase(("dog",), (1,)),
+        Phrase(("dog", "blue"), (0, 1)),
+        Phrase(("dog", "red"), (1, 4)),
+        Phrase(("cat",), (2, 5)),
+    ]
     said = said_concepts(phrases, 5, build(), 9)
     assert said.ids.tolist() == [40, 51]
     assert said.words.tolist() == [[False, True, False, False, False], [False, True, False, False, True]]
@@ -100,10 +103,8 @@ def reads_concepts(vocabulary, world_rows):
     """A run with concepts, and a vocabulary that has those of the world."""
     captions = [clean(c, 30) for row in world_rows["train"] for c in row["captions"]]
     counts = Counter(p.concept for c in captions for p in phrases_of(c.split()))
-    run = load_run(overrides={"method": "clip", "text.concepts": 5, "concepts.most": 200})
-    concepts = build_concepts(
-        counts, len(captions), run.concepts, vocabulary.word_ids, len(vocabulary), vocabulary.unk_id
-    )  # fmt: skip
+    run = load_run(overrides={"method": "mvptr", "concepts.most": 200})
+    concepts = concepts_for(run, vocabulary, counts, len(captions))
     return run, Vocabulary(vocabulary.tokenizer, vocabulary.frequency, (), concepts)
 
 
@@ -155,7 +156,7 @@ def test_phrases_of_a_column_are_taken_as_they_stand(reads_concepts):
     run, vocabulary = reads_concepts
     run = run.model_copy(update={"concepts": Config(source="column")})
     counts = {("red", "ring"): 5, ("blue", "heart"): 5}
-    concepts = build_concepts(counts, 9, run.concepts, vocabulary.word_ids, len(vocabulary), vocabulary.unk_id)
+    concepts = concepts_for(run, vocabulary, counts, 9)
     vocabulary = Vocabulary(vocabulary.tokenizer, {}, (), concepts)
     encoded = vocabulary.encode("there is a red ring", run.text.max_tokens)
     row = {"phrases": [{"text": "Red ring.", "boxes": None}, {"text": "blue heart", "boxes": None}]}

@@ -28,7 +28,7 @@ parquet, tar, json, coco, csv, tsv, folder."""
 
 EPILOG = """\
 Columns of the row are kept (uid, image, captions, image_id, keywords, phrases, boxes, box_labels, qas, statements,
-images, split, source, license, region_feats), others are left behind. Rows that cannot be used are named in
+images, split, source, license, region_feats, tags), others are left behind. Rows that cannot be used are named in
 dropped.jsonl with the reason, the file and the row's number (from 0). Of rows with one uid the first is kept. A
 conversion that was interrupted goes on with the same command. --check ends with exit code 0 if every row can be used,
 no uid comes twice and no picture is in both sets. What it names in parentheses is for you to judge: pictures that look

@@ -41,6 +41,7 @@ TYPES: dict[str, pa.DataType] = {
     "scene": pa.string(),
     "claims": _STRINGS,
     "region_feats": pa.list_(pa.list_(pa.float32())),
+    "tags": _STRINGS,
 }
 assert set(TYPES) == {"uid", "image", "captions", *OPTIONAL}
 

@@ -20,6 +20,7 @@ from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share
 from simla_ray.data.region_source import with_regions
 from simla_ray.data.sources.files import absolute, is_remote, size
+from simla_ray.data.tag_source import with_tags
 from simla_ray.data.text import load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster, check_local_devices, join, joins, uses_gpu
@@ -62,8 +63,8 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
         devices: False where this process need not see what the workers will.
 
     Returns:
-        The run with absolute paths and its source of regions decided, and the indexes of its data; None where the
-        built-in world is still to be generated.
+        The run with absolute paths and the sources of its regions and tags decided, and the indexes of its data; None
+        where the built-in world is still to be generated.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -84,10 +85,10 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
             for uri in uris_of(run, name)[0]:
                 world_uri(run, uri, f"data.{name}")
         if not (world_folder(run) / "world.json").exists():
-            return with_regions(absolute, None), None
+            return with_tags(with_regions(absolute, None), None), None
     indexes = build_indexes(run)
     check_rows(indexes)
-    return with_regions(absolute, indexes), indexes
+    return with_tags(with_regions(absolute, indexes), indexes), indexes
 
 
 def check_cluster(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from simla_ray.config.schema import Run
+from simla_ray.data.concept_tokens import concept_columns, concepts_for, phrases_in
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
 from simla_ray.data.questions import frequent_answers, task_columns
@@ -16,6 +18,7 @@ from simla_ray.data.regions import region_columns
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_rows
+from simla_ray.data.tags import tag_columns
 from simla_ray.data.text import build_vocabulary, clean
 from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
@@ -100,11 +103,14 @@ def samples_per_s(run: Run, train: Index) -> float | None:
     With a vocabulary of these rows' captions: the run's own need not be there yet, and pictures take the time.
     """
     unit = train.units[0]
-    columns = training_columns((*task_columns(run), *region_columns(run)))
+    columns = training_columns((*task_columns(run), *region_columns(run), *concept_columns(run), *tag_columns(run)))
     rows = read_rows(unit, np.arange(min(SAMPLES + 1, len(unit))), columns, train.roots)
     captions = [clean(caption, run.text.max_words) for row in rows for caption in row["captions"]]
     vocabulary = build_vocabulary(captions, run.text.model_copy(update={"vocab": "train"}))
     vocabulary.answers = tuple(frequent_answers([qa for row in rows for qa in row.get("qas") or ()], SAMPLES))
+    if run.text.concepts:
+        said = Counter(p.concept for c in captions for p in phrases_in(c.split(), {}, run.concepts, run.text.max_words))
+        vocabulary.concepts = concepts_for(run, vocabulary, said, len(captions))
     make = SampleMaker(run, vocabulary, training=True)
     seconds = []
     for row in rows:
