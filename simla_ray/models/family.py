@@ -9,6 +9,7 @@ from simla_ray.models.forward_two_stage import forward_two_stage
 from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.question import forward_question
+from simla_ray.models.two_stage import TaggedRegionTower
 from simla_ray.types import Batch
 
 
@@ -18,7 +19,7 @@ def forward(model: Model, batch: Batch, objectives: Objectives, needs: Needs, *,
         return forward_question(model, batch, objectives, needs)
     if model.student.merging is not None:
         return forward_merged(model, batch, objectives, needs)
-    if model.student.stages is not None:
+    if isinstance(model.student.vision, TaggedRegionTower):
         return forward_two_stage(model, batch, objectives, needs, itm_eps=itm_eps)
     if needs.towers_alone and model.teacher is None:
         return forward_dual(model, batch)

@@ -22,6 +22,7 @@ from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.negatives import negative_indices
 from simla_ray.models.stack import Read
+from simla_ray.models.two_stage import TaggedRegionTower
 from simla_ray.types import Batch
 
 
@@ -54,46 +55,44 @@ def forward_two_stage(
         given: fixed draws; None takes them from torch's default generator.
     """
     student, record = model.student, Record()
-    stages, text = student.stages, student.text
-    assert stages is not None and batch.region_boxes is not None and batch.region_mask is not None
-    assert batch.tag_ids is not None and batch.masked_tag_ids is not None
-    B, mask, there, tag_ids = len(batch), batch.token_mask, batch.region_mask, batch.masked_tag_ids
-    G = tag_ids.shape[1]
+    text, tower, stage = student.text, student.vision, student.fused_stage
+    assert isinstance(tower, TaggedRegionTower) and batch.tag_ids is not None and batch.masked_tag_ids is not None
+    assert batch.region_boxes is not None and batch.region_mask is not None
+    B, mask, there = len(batch), batch.token_mask, batch.region_mask
+    G = batch.tag_ids.shape[1]
     draws = given if given is not None else draw(batch, objectives)
 
     # One look-up for both sides and both decoders: each has a gradient of the vocabulary's size.
-    ids = [stages.word_ids(batch.masked_ids), tag_ids]
+    ids = [batch.masked_ids, batch.masked_tag_ids]
     vectors, table = text.embeddings.look_up(torch.cat([part.flatten() for part in ids]))
-    words, tags = (
-        v.unflatten(0, part.shape) for v, part in zip(vectors.split([i.numel() for i in ids]), ids, strict=True)
-    )
-    words = text.encoder(stages.embed_text(text, batch.masked_ids, words), mask)
-    image = stages.embed_image(text, tags, model.region_features(batch), batch.region_boxes)
-    # Not of the masked ids: a random id may be that of [PAD].
-    image = stages.image(image, torch.cat([batch.tag_ids != 0, there], 1))
+    parts = zip(vectors.split([part.numel() for part in ids]), ids, strict=True)
+    words, tags = (found.unflatten(0, part.shape) for found, part in parts)
+    words = text.encoder(text.embeddings.finish(words), mask)
+    features = tower.look(batch.image, batch.regions, batch.region_boxes)
+    # The mask is not that of the masked ids: a random id may be that of [PAD].
+    image = tower.states(tags, batch.tag_ids != 0, features, batch.region_boxes, there)
     regions = image[:, G:]
     if needs.text_only:
         record.text_vec = record.text_key = student.text_vector(words)
         record.image_vec = record.image_key = student.image_vector(image)
     if needs.mcr:
-        record.tag_logits = stages.tag_logits(_rows(image, batch.mcr_index), table)
-    if not needs.fusion:
+        record.tag_logits = tower.tag_logits(_rows(image, batch.mcr_index), table)
+    if stage is None or not needs.fusion:
         return record
 
-    parts, masks = [torch.cat([words, regions], 1)], [torch.cat([mask, there], 1)]
+    states, masks = [torch.cat([words, regions], 1)], [torch.cat([mask, there], 1)]
     places = torch.arange(mask.shape[1] + there.shape[1], device=mask.device).expand(B, -1)
     reads = [Read(slice(0, B), places)]
     if needs.itm:
         assert objectives.itm is not None
         of_text, of_image = mismatched(model, batch, record, objectives.itm, itm_eps, draws.order)
-        parts.append(torch.cat([words.index_select(0, of_text), regions.index_select(0, of_image)], 1))
+        states.append(torch.cat([words.index_select(0, of_text), regions.index_select(0, of_image)], 1))
         masks.append(torch.cat([mask.index_select(0, of_text), there.index_select(0, of_image)], 1))
         reads.append(Read(slice(B, 2 * B), places[:, :1]))
         record.negative_text, record.negative_image = of_text, of_image
-    matched, *rest = stages.fused(torch.cat(parts), torch.cat(masks), reads=reads)
+    matched, *rest = stage.encoder(torch.cat(states), torch.cat(masks), reads=reads)
     if needs.itm:
-        assert model.itm_head is not None
-        record.match_logits = model.itm_head(stages.pool(torch.cat([matched[:, 0], rest[0][:, 0]])))
+        record.match_logits = model.match(torch.cat([matched[:, 0], rest[0][:, 0]]))
         record.match_label = (torch.arange(2 * B, device=mask.device) < B).long()
     if needs.mlm:
         record.mlm_logits = text.word_logits(_rows(matched, batch.mlm_index), table)

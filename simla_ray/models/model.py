@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import timm
 import torch
@@ -16,38 +17,38 @@ from simla_ray.models.decoder import AnswerDecoder, classifier
 from simla_ray.models.merging import Merging
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
-from simla_ray.models.regions import RegionFeatures
 from simla_ray.models.stack import Attentions, Memory
 from simla_ray.models.teacher import Teacher
 from simla_ray.models.temperature import Scale
 from simla_ray.models.text import TextModel
-from simla_ray.models.two_stage import two_stage
+from simla_ray.models.two_stage import FusedStage, TaggedRegionTower
 from simla_ray.models.vision import VisionTower
-from simla_ray.types import Batch
 
 
 class Towers(nn.Module):
     """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads.
 
     With ``text.fusion: merged`` there are no towers and no projections: ``vision`` embeds patches and holds the blocks,
-    ``text`` embeds words, and ``merging`` brings them together. With ``two_stage`` ``text`` is the text tower and
-    ``stages`` the image tower and the fused layers; there is no ``vision``.
+    ``text`` embeds words, and ``merging`` brings them together. With ``two_stage`` both are towers of BERT
+    layers, and ``fused_stage`` has those over the states of both.
     """
 
     def __init__(self, run: Run, vocab_size: int):
         super().__init__()
         on, needs = run.objectives.active(), needs_of(run)
         merged, staged = run.text.fusion is Fusion.merged, run.text.fusion is Fusion.two_stage
-        width = run.text.width
-        if not staged:
-            self.vision = VisionTower(run.vision, maskable="mim" in on)
+        self.fused_stage = None
+        if staged:
+            self._build_stages(run, vocab_size)
+            width = run.text.width
+        else:
+            self.vision: Any = VisionTower(run.vision, maskable="mim" in on)
             self.vision.saves_memory = run.activation_checkpointing
             width = self.vision.width
-        memory_width = width if needs.fusion and not (merged or staged) else None
-        self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
+            memory_width = width if needs.fusion and not merged else None
+            self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
         self.text.encoder.saves_memory = run.activation_checkpointing
         self.merging = Merging(width, pooled=needs.itm or needs.labels or _classifies(run)) if merged else None
-        self.stages = two_stage(run, vocab_size) if staged else None
         if (needs.text_only or needs.psl) and not merged:
             self.vision_proj = nn.Linear(width, run.joint_width, bias=not staged)
         if needs.text_only and not merged:
@@ -58,6 +59,16 @@ class Towers(nn.Module):
             self.concept_head = nn.Linear(run.joint_width, vocab_size)
             if run.objectives.psl.bias_log_prior:
                 nn.init.constant_(self.concept_head.bias, math.log(run.objectives.psl.max_keywords / vocab_size))
+
+    def _build_stages(self, run: Run, vocab_size: int) -> None:
+        on, needs = run.objectives.active(), needs_of(run)
+        concepts = run.concepts.most if run.text.concepts else 0
+        self.text = TextModel(run.text, vocab_size, memory_width=None, mlm_head="mlm" in on, concepts=concepts)
+        self.vision = TaggedRegionTower(run, self.text.embeddings, tag_head="mcr" in on)
+        self.vision.encoder.saves_memory = run.activation_checkpointing
+        if needs.fusion:
+            self.fused_stage = FusedStage(run, pooled=needs.itm)
+            self.fused_stage.encoder.saves_memory = run.activation_checkpointing
 
     def image_vector(self, image_tokens: Tensor) -> Tensor:
         """(B, N, D) -> unit rows (B, E), float32 at least."""
@@ -79,14 +90,16 @@ class Towers(nn.Module):
 
         ``image_index`` (n,) names the row of image_tokens (m, N, D) that each text meets; None: they are in order.
         """
-        if self.merging is None:
+        if self.merging is None and self.fused_stage is None:
             return self.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
         patches = image_tokens if image_index is None else image_tokens.index_select(0, image_index)
+        if self.fused_stage is not None:
+            return self.fused_stage(self.text.encode(ids, mask), mask, patches)
         return self.merging(self.vision, self.text.embeddings(ids), mask, patches, keep)[0]
 
     def pool(self, cls: Tensor) -> Tensor:
         """The state of a fused [CLS] (n, D) -> what heads read, (n, D)."""
-        pooling = self.merging or self.stages
+        pooling = self.merging if self.fused_stage is None else self.fused_stage
         return cls if pooling is None else pooling.pool(cls)
 
     @property
@@ -126,7 +139,6 @@ class Model(nn.Module):
         self.scale = None
         if not merged:
             self.scale = Scale(run.temperature, itc.bias if itc and itc.loss is ContrastLoss.sigmoid else None)
-        self.regions = RegionFeatures(None) if run.regions is not None and run.regions.width is None else None
         self.teacher = None
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
@@ -143,14 +155,6 @@ class Model(nn.Module):
         assert self.scale is not None
         return self.scale()
 
-    def region_features(self, batch: Batch) -> Tensor:
-        """(B, R, d) features of a batch's regions: a column's, or made from the image."""
-        if self.regions is None:
-            assert batch.regions is not None
-            return batch.regions
-        assert batch.region_boxes is not None
-        return self.regions(batch.image, batch.region_boxes)
-
     def match(self, cls: Tensor) -> Tensor:
         """The state of a fused [CLS] (n, D) -> ITM's logits (n, 2)."""
         assert self.itm_head is not None
@@ -164,11 +168,12 @@ class Model(nn.Module):
         student, text = self.student, self.student.text
         _require(getattr(student, "vision_proj", None), contrast)
         _require(getattr(student, "text_proj", None), "itc" in objectives)
-        if student.stages is not None:
-            student.stages.trainable_in(objectives)
-        elif student.vision.mask_token is not None:
+        if student.vision.mask_token is not None:
             student.vision.mask_token.requires_grad_("mim" in objectives)
         _require(text, "itc" in objectives or fused)
+        if "mcr" in objectives:  # the image tower's tags are embedded as words are
+            _require(text.embeddings, True)
+            _require(text.embeddings.concept_embeddings, "itc" in objectives or fused)
         if student.merging is not None:
             pooled = "itm" in objectives or "labels" in objectives or self.answer_head is not None
             _require(student.merging.pooler, pooled)
@@ -177,6 +182,10 @@ class Model(nn.Module):
                 _require(getattr(layer, "crossattention", None), False)
             if text.split:
                 _require(text.encoder.layer[text.fusion_layers], False)
+        if student.fused_stage is not None:
+            _require(student.fused_stage, fused)
+            _require(student.fused_stage.pooler, "itm" in objectives)
+        _require(getattr(student.vision, "tag_head", None), "mcr" in objectives)
         _require(text.cls, "mlm" in objectives)
         _require(getattr(student, "mim_head", None), "mim" in objectives)
         _require(getattr(student, "concept_head", None), "psl" in objectives)

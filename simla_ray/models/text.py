@@ -24,14 +24,14 @@ class TextModel(nn.Module):
     the rest is ``models.two_stage``.
     """
 
-    def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool):
+    def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool, concepts: int = 0):
         super().__init__()
         self.split = config.fusion in (Fusion.upper_half, Fusion.two_stage)
         half = config.depth // 2
         depth = half if self.split and memory_width is None else config.depth
         self.language_layers = slice(0, half if self.split else depth)
         self.fusion_layers = slice(half if self.split else 0, depth)
-        self.embeddings = Embeddings(config, vocab_size)
+        self.embeddings = Embeddings(config, vocab_size, concepts)
         self.encoder = Stack(
             depth, config.width, config.heads, config.ffn, config.dropout, memory_width, self.fusion_layers.start
         )
@@ -76,23 +76,40 @@ def read_cls(mask: Tensor, rows: slice = slice(None), index: Tensor | None = Non
 
 
 class Embeddings(nn.Module):
-    def __init__(self, config: Text, vocab_size: int):
+    """Vectors of words, and of ``concepts`` phrase concepts, whose ids follow those of words; nobody predicts them."""
+
+    def __init__(self, config: Text, vocab_size: int, concepts: int = 0):
         super().__init__()
         # As in Hugging Face's BERT, [PAD] (id 0 in every vocabulary we accept) gets no gradient as an input.
         self.word_embeddings = nn.Embedding(vocab_size, config.width, padding_idx=0)
+        self.concept_embeddings = nn.Embedding(concepts, config.width) if concepts else None
         self.position_embeddings = nn.Embedding(config.max_positions, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.finish(self.word_embeddings(ids))
+        return self.finish(self._with_concepts(ids, self.word_embeddings(self._pieces(ids))))
 
     def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids (B, L) -> the words' vectors (B, L, D), and the table (V, D) for whoever else reads it.
 
         Read through this table, the gradients of both uses are one tensor of the vocabulary's size instead of two.
         """
-        return _LookUp.apply(self.word_embeddings.weight, ids, self.word_embeddings.padding_idx)
+        words, table = _LookUp.apply(self.word_embeddings.weight, self._pieces(ids), self.word_embeddings.padding_idx)
+        return self._with_concepts(ids, words), table
+
+    def _pieces(self, ids: Tensor) -> Tensor:
+        """ids with [PAD], which gets no gradient, in place of concepts'."""
+        if self.concept_embeddings is None:
+            return ids
+        return ids.masked_fill(ids >= self.word_embeddings.num_embeddings, 0)
+
+    def _with_concepts(self, ids: Tensor, words: Tensor) -> Tensor:
+        """The vectors of words, (..., D), with those of concepts where ids (...) are theirs."""
+        if self.concept_embeddings is None:
+            return words
+        number = ids - self.word_embeddings.num_embeddings
+        return torch.where((number >= 0)[..., None], self.concept_embeddings(number.clamp(min=0)), words)
 
     def finish(self, x: Tensor) -> Tensor:
         """Add positions 0.., normalise, drop out: (B, S, D) -> (B, S, D)."""

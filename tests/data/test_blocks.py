@@ -37,7 +37,7 @@ def test_arrays_are_handed_on_without_a_copy():
 
 def test_rows_of_several_blocks_come_back_in_order():
     row = {"lane": 1, "epoch": 0, "offset": 7, "time": 0, "uid": "u", "image_id": "i", "captions": ["a", ""]}
-    row |= dict.fromkeys(("asked", "images", "boxes", "region_feats"))
+    row |= dict.fromkeys(("asked", "images", "boxes", "region_feats", "tags", "box_labels", "phrases"))
     encoded = [
         row | {"image": b"\x00jpeg", "path": None, "reason": None},
         row | {"image": None, "path": "/x.jpg", "reason": None, "asked": "[]", "images": [b"a", b"b"]},

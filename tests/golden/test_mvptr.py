@@ -1,7 +1,8 @@
 """MVPTR against numbers recorded from the official implementation; every set with model "mvptr".
 
-Our decoders are tied to the words' table, as the paper's are meant to be; the official code trains copies, which makes
-no difference in step 0 but for that table's gradient. ``tied_values`` holds both steps with a decoder that is tied.
+As in ALBEF's, the token type of text is part of our positions, see ``test_albef``. Our decoders are tied to the words'
+table, as the official ones are meant to be; its code trains copies, which makes no difference in step 0 but for that
+table's gradient. ``tied_values`` holds both steps with decoders that are tied.
 """
 
 import json
@@ -28,21 +29,21 @@ SETS = {
 OURS = {
     "bert.embeddings.": "student.text.embeddings.",
     "bert.txt_encoder.": "student.text.encoder.",
-    "bert.vis_encoder.": "student.stages.image.",
-    "bert.mul_encoder.": "student.stages.fused.",
-    "bert.img_embedding.": "student.stages.regions.",
-    "bert.pooler.dense.": "student.stages.pooler.",
+    "bert.vis_encoder.": "student.vision.encoder.",
+    "bert.mul_encoder.": "student.fused_stage.encoder.",
+    "bert.img_embedding.": "student.vision.regions.",
+    "bert.pooler.dense.": "student.fused_stage.pooler.",
     "cls.predictions.": "student.text.cls.predictions.",
-    "half_mlm.": "student.stages.tag_head.",
+    "half_mlm.": "student.vision.tag_head.",
     "cls.seq_relationship.": "itm_head.",
 }
 SINGLE = {
-    "bert.embeddings.token_type_embeddings.weight": "student.stages.types.weight",
     "bert.txt_proj": "student.text_proj.weight",
     "bert.vis_proj": "student.vision_proj.weight",
     "logit_scale": "scale.log_scale",
 }
-WORDS = "bert.embeddings.word_embeddings.weight"
+WORDS, POSITIONS, TYPES = (f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type"))
+TABLES = [f"student.text.embeddings.{kind}_embeddings.weight" for kind in ("word", "concept")]
 LOSSES = {"mcr": "mcr", "itc": "vsc", "mlm": "mlm", "itm": "itm", "wpg": "wpg"}
 
 
@@ -59,9 +60,7 @@ def official(name, tensors):
     Words and concepts are one table there; a match has label 0; projections act as h @ W.
     """
     if name == WORDS:
-        return torch.cat(
-            [tensors["student.text.embeddings.word_embeddings.weight"], tensors["student.stages.concepts.weight"]]
-        )
+        return torch.cat([tensors[table] for table in TABLES])
     ours = SINGLE.get(name) or next(b + name.removeprefix(a) for a, b in OURS.items() if name.startswith(a))
     tensor = tensors[ours]
     if name.startswith("cls.seq_relationship."):
@@ -71,12 +70,19 @@ def official(name, tensors):
 
 def from_official(name, tensor, words):
     if name == WORDS:
-        own = {"student.text.embeddings.word_embeddings.weight": tensor[:words]}
-        return own | {"student.stages.concepts.weight": tensor[words:]}
+        return dict(zip(TABLES, (tensor[:words], tensor[words:]), strict=True))
+    if name == TYPES:
+        return {"student.vision.tag_type": tensor[1] - tensor[0]}
     ours = SINGLE.get(name) or next(b + name.removeprefix(a) for a, b in OURS.items() if name.startswith(a))
     if name.startswith("cls.seq_relationship."):
         tensor = tensor.flip(0)
     return {ours: tensor.T.contiguous() if name.endswith("_proj") else tensor}
+
+
+def of_types(grads):
+    """Gradients of both token types: the sum over all positions is that of both, for each place has one."""
+    of_tags = grads["student.vision.tag_type"]
+    return torch.stack([grads["student.text.embeddings.position_embeddings.weight"].sum(0) - of_tags, of_tags])
 
 
 def left_out(name):
@@ -101,8 +107,10 @@ def build(folder, dtype):
     for name, tensor in load_file(folder / "state_step0.safetensors").items():
         if not left_out(name):
             state |= from_official(name, tensor.double(), meta["word_ids"])
+    types = load_file(folder / "state_step0.safetensors")[TYPES].double()
+    state["student.text.embeddings.position_embeddings.weight"] += types[0]
     load_strict(model, state, folder)
-    return meta, run, model.to(dtype).train()
+    return meta, run, model.to(dtype).train(), types[0]
 
 
 def make_batch(x, dtype):
@@ -145,7 +153,7 @@ def recorded_draws(x, dtype):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 def test_two_steps_equal_the_official_ones(folder, dtype):
     rel = 1e-9 if dtype == torch.float64 else 1e-5
-    meta, run, model = build(folder, dtype)
+    meta, run, model, of_text = build(folder, dtype)
     tied = load_file(folder / "tied_values.safetensors")
     objectives, active = run.objectives, set(run.objectives.active())
     needs = Needs.of(objectives, active, has_teacher=False)
@@ -171,9 +179,15 @@ def test_two_steps_equal_the_official_ones(folder, dtype):
         total.backward()
         compare_gradients(step, model, values, tied, rel)
         with torch.no_grad():
+            lr, tag_type = meta["optimizer"]["lr"], model.student.vision.tag_type
             for parameter in model.parameters():
-                parameter -= meta["optimizer"]["lr"] * parameter.grad
-    compare_state(folder, model, tied, rel)
+                parameter -= lr * parameter.grad
+            positions = model.student.text.embeddings.position_embeddings.weight
+            moved = lr * (positions.grad.sum(0) - tag_type.grad)  # of the type that is part of the positions
+            positions -= moved
+            tag_type += moved
+            of_text = of_text - moved.double()
+    compare_state(folder, model, of_text, tied, rel)
 
 
 def compare_intermediates(record, batch, values, rel):
@@ -195,7 +209,7 @@ def compare_gradients(step, model, values, tied, rel):
     whole = sum(stats[:, 0] ** 2).item() ** 0.5
     assert len(names) == len(stats)
     for name, row in zip(names, stats, strict=True):
-        grad = official(name, grads)
+        grad = of_types(grads) if name == TYPES else official(name, grads)
         compare_stats(f"step {step} gradient {name}", grad, row, rel, 1e-3 * whole)
         full = tied[f"step{step}.grad.{name}"] if name == WORDS else values[f"grad.{name}"] if step == 0 else None
         if full is not None:
@@ -203,20 +217,24 @@ def compare_gradients(step, model, values, tied, rel):
             assert (grad.double() - full.double()).norm().item() <= rel * scale, name
 
 
-def compare_state(folder, model, tied, rel):
+def compare_state(folder, model, of_text, tied, rel):
     state = model.state_dict()
+    positions, of_tags = TABLES[0].replace("word", "position", 1), of_text + state["student.vision.tag_type"]
+    state[positions] = state[positions] - of_text
     names = sorted(load_file(folder / "state_step0.safetensors"))
     names = [n for n in names if not n.endswith("decoder.weight")]
     assert len(names) == len(tied["state_stats"])
     for name, row in zip(names, tied["state_stats"].double(), strict=True):
-        if not left_out(name):
+        if name == TYPES:
+            compare_stats("state of types", torch.stack([of_text, of_tags]), row, rel, 1e-30)
+        elif not left_out(name):
             compare_stats(f"state {name}", official(name, state), row, rel, 1e-30)
     close("words", official(WORDS, state), tied[f"after.{WORDS}"], rel)
 
 
 def test_every_loss_reaches_what_the_official_one_reaches(folder):
     """Gradient of each term alone, tensor by tensor; the decoders' own parts are those of the words' table here."""
-    _, run, model = build(folder, torch.float64)
+    _, run, model, _ = build(folder, torch.float64)
     inputs, values = (load_file(folder / f"step0_{kind}.safetensors") for kind in ("inputs", "values"))
     objectives, active = run.objectives, set(run.objectives.active())
     needs, batch = Needs.of(objectives, active, has_teacher=False), make_batch(inputs, torch.float64)
@@ -234,4 +252,5 @@ def test_every_loss_reaches_what_the_official_one_reaches(folder):
         grads = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
         for name, row in zip(names, stats, strict=True):
             if not left_out(name) and (name != WORDS or ours not in ("mlm", "mcr")):
-                compare_stats(f"{ours} {name}", official(name, grads), row, 1e-9, 1e-3 * whole)
+                grad = of_types(grads) if name == TYPES else official(name, grads)
+                compare_stats(f"{ours} {name}", grad, row, 1e-9, 1e-3 * whole)
