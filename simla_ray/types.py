@@ -53,6 +53,10 @@ class Batch:
     regions: Tensor | None = None  # (B, R, d) float32, features of a column; None: made from the image
     region_boxes: Tensor | None = None  # (B, R, 4) float32, x1, y1, x2, y2 in 0..1 of the image; zeros in padding
     region_mask: Tensor | None = None  # (B, R) bool, False on padding
+    region_hidden: Tensor | None = None  # (B, R) bool, masked for the objectives over regions
+    mrm_index: Tensor | None = None  # (B, M) int64, hidden regions
+    mrm_weight: Tensor | None = None  # (B, M) float32
+    region_soft: Tensor | None = None  # (B, R, C) float32, given classes; None: the codes of their features
     code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
     codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
     uid: list[str] = field(default_factory=list)  # host side: who is in here

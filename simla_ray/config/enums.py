@@ -13,6 +13,7 @@ class Method(StrEnum):
     vilt = "vilt"
     mvptr = "mvptr"
     mvptr_grid = "mvptr-grid"
+    uniter = "uniter"
 
 
 #: Other names of methods; what is stored is the method's own.
@@ -172,6 +173,11 @@ class Recommend(StrEnum):
     soft = "soft"
     hard = "hard"
     off = "off"
+
+
+class Reduction(StrEnum):
+    element = "element"
+    region = "region"
 
 
 class ScheduleKind(StrEnum):

@@ -206,9 +206,10 @@ def _merged_problems(run: Run) -> Iterator[str]:
             yield f"objectives.{name}: reads towers that text.fusion=merged does not have; set it to null"
     if run.teacher is not None:
         yield "teacher: text.fusion=merged has no use for one; set teacher=null"
-    if run.text.weights is not None:
+    if run.text.weights is not None and run.vision.source is VisionSource.patches:
         yield f"text.weights: {run.text.weights} has no layers to go to with text.fusion=merged; set it to null"
-    if run.vision.width is not None and run.vision.width != run.text.width:
+    of_patches = run.vision.source is VisionSource.patches
+    if of_patches and run.vision.width is not None and run.vision.width != run.text.width:
         yield f"text.width: {run.text.width} must equal vision.width={run.vision.width} with text.fusion=merged"
     if run.objectives.itm is not None and "itm" in on and run.objectives.itm.negatives is not Negatives.random:
         found = run.objectives.itm.negatives

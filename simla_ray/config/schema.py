@@ -36,6 +36,7 @@ from simla_ray.config.enums import (
     Pick,
     Precision,
     Recommend,
+    Reduction,
     RegionSource,
     SameImage,
     ScheduleKind,
@@ -83,7 +84,9 @@ def _yaml_off(value: Any) -> Any:
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-ObjectiveName = Literal["itc", "itm", "mlm", "mim", "psl", "wpa", "mcr", "wpg", "answers", "labels"]
+ObjectiveName = Literal[
+    "itc", "itm", "mlm", "mim", "psl", "wpa", "mrfr", "mrc", "mrckl", "mcr", "wpg", "answers", "labels"
+]
 
 
 class World(Section):
@@ -163,6 +166,7 @@ class Regions(Section):
     )
     max: int = identity(100, "regions of an image at most; the first of region_feats, the largest of boxes", ge=1)
     grid: int = identity(6, "cells per side of the grid [ours]", ge=1)
+    mask_p: float = identity(0.15, "probability that a region is hidden, for mrfr, mrc and mrckl", gt=0, lt=1)
     width: int | None = identity(None, "column: numbers of a feature; null: those of the first training row", ge=1)
 
 
@@ -322,6 +326,19 @@ class Psl(Distilled):
 class Wpa(Objective):
     beta: float = identity(0.5, "softness of the transport plan's kernel exp(-cost / beta)", gt=0)
     iterations: int = identity(50, "steps of IPOT", ge=1)
+    exclude_special: bool = identity(True, "leave [CLS] out of the words; UNITER does not")
+
+
+class Mrfr(Objective):
+    """Features of hidden regions, by a tied decoder."""
+
+
+class Mrc(Objective):
+    """Classes of hidden regions, the likeliest one each."""
+
+
+class Mrckl(Objective):
+    reduction: Reduction = identity(Reduction.element, "mean over regions and classes (official), or over regions")
 
 
 class Mcr(Objective):
@@ -358,10 +375,13 @@ class Objectives(Section):
     mim: Mim | None = identity(None, "masked image modelling over the text (XMM, image side)")
     psl: Psl | None = identity(None, "pseudo-supervised keyword learning (conceptual)")
     wpa: Wpa | None = identity(
-        None, "words aligned to patches by optimal transport, in ITM's pass (text.fusion=merged)"
+        None, "words aligned to patches or regions by optimal transport, in ITM's pass (text.fusion=merged)"
     )
     mcr: Mcr | None = identity(None, "masked tags of the image from its regions (text.fusion=two_stage)")
     wpg: Wpg | None = identity(None, "phrases grounded in regions, in ITM's matched pass (text.fusion=two_stage)")
+    mrfr: Mrfr | None = identity(None, "masked region feature regression (vision.source=regions)")
+    mrc: Mrc | None = identity(None, "masked region classification (vision.source=regions)")
+    mrckl: Mrckl | None = identity(None, "the same against soft classes, by KL divergence (vision.source=regions)")
     answers: Answers | None = identity(None, "fine-tuning: answers to questions about the image")
     labels: Labels | None = identity(None, "fine-tuning: a label for a statement about one image or two")
 

@@ -118,7 +118,7 @@ class Scorer:
         """
         towers = self.model.student
         with autocast(self.run, self.device):
-            if towers.merging is not None or towers.fused_stage is not None:
+            if towers.merging is not None:
                 cls = merged_cls(towers, image_tokens, texts, image, text, batch_size)
             else:
                 cls = fused_cls(image_tokens, texts, image, text, batch_size)

@@ -42,7 +42,15 @@ class Record:
     match_logits: Tensor | None = None  # (3B, 2): matched, (text b, negative image), (negative text, image b)
     match_label: Tensor | None = None  # (B,) of match_logits (B, 2), where some images are swapped; else None
     word_states: Tensor | None = None  # (B, L - 1, D) of that pass, without [CLS]
-    patch_states: Tensor | None = None  # (B, P, D)
+    word_mask: Tensor | None = (
+        None  # (B, L - 1) bool, which of word_states are there; with them [CLS], where WPA has it
+    )
+    patch_states: Tensor | None = None  # (B, P, D), or of regions (B, R, D)
+    patch_mask: Tensor | None = None  # (B, R) bool; None: all of them are there
+    region_logits: Tensor | None = None  # (B, M, d) features predicted of hidden regions
+    region_features: Tensor | None = None  # (B, M, d) their own, without a gradient
+    class_logits: Tensor | None = None  # (B, M, C)
+    class_target: Tensor | None = None  # (B, M, C) soft
     mlm_logits: Tensor | None = None  # (B, M, V) at mlm_index
     mlm_grid: Tensor | None = None  # (B, L, V)
     mlm_teacher: Tensor | None = None  # (B, M, V)

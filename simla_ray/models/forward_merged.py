@@ -40,7 +40,7 @@ def forward_merged(model: Model, batch: Batch, objectives: Objectives, needs: Ne
     vectors, table = student.text.embeddings.look_up(torch.cat(ids))
     words = student.text.embeddings.finish(vectors)
     mask = batch.token_mask.repeat(len(ids), 1)
-    words, patches = merging(student.vision, words, mask, torch.cat(pictures))
+    words, patches = merging(student.layers, words, mask, torch.cat(pictures))
 
     if needs.mlm:
         at = batch.mlm_index[:, :, None].expand(-1, -1, words.shape[-1])
@@ -50,6 +50,7 @@ def forward_merged(model: Model, batch: Batch, objectives: Objectives, needs: Ne
         record.match_logits = model.itm_head(merging.pool(words[-B:, 0]))
     if needs.wpa:
         record.word_states, record.patch_states = words[-B:, 1:], patches[-B:, 1:]
+        record.word_mask = batch.token_mask[:, 1:]
     return record
 
 

@@ -22,7 +22,7 @@ from simla_ray.models.model import Model
 from simla_ray.models.needs import Needs
 from simla_ray.models.negatives import negative_indices
 from simla_ray.models.stack import Read
-from simla_ray.models.two_stage import TaggedRegionTower
+from simla_ray.models.two_stage import StageMerging, TaggedRegionTower
 from simla_ray.types import Batch
 
 
@@ -55,8 +55,9 @@ def forward_two_stage(
         given: fixed draws; None takes them from torch's default generator.
     """
     student, record = model.student, Record()
-    text, tower, stage = student.text, student.vision, student.fused_stage
-    assert isinstance(tower, TaggedRegionTower) and batch.tag_ids is not None and batch.masked_tag_ids is not None
+    text, tower, merging = student.text, student.vision, student.merging
+    assert isinstance(tower, TaggedRegionTower) and isinstance(merging, StageMerging)
+    assert batch.tag_ids is not None and batch.masked_tag_ids is not None
     assert batch.region_boxes is not None and batch.region_mask is not None
     B, mask, there = len(batch), batch.token_mask, batch.region_mask
     G = batch.tag_ids.shape[1]
@@ -77,7 +78,7 @@ def forward_two_stage(
         record.image_vec = record.image_key = student.image_vector(image)
     if needs.mcr:
         record.tag_logits = tower.tag_logits(_rows(image, batch.mcr_index), table)
-    if stage is None or not needs.fusion:
+    if not needs.fusion:
         return record
 
     states, masks = [torch.cat([words, regions], 1)], [torch.cat([mask, there], 1)]
@@ -90,7 +91,7 @@ def forward_two_stage(
         masks.append(torch.cat([mask.index_select(0, of_text), there.index_select(0, of_image)], 1))
         reads.append(Read(slice(B, 2 * B), places[:, :1]))
         record.negative_text, record.negative_image = of_text, of_image
-    matched, *rest = stage.encoder(torch.cat(states), torch.cat(masks), reads=reads)
+    matched, *rest = merging.encoder(torch.cat(states), torch.cat(masks), reads=reads)
     if needs.itm:
         record.match_logits = model.match(torch.cat([matched[:, 0], rest[0][:, 0]]))
         record.match_label = (torch.arange(2 * B, device=mask.device) < B).long()

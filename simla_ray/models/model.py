@@ -10,18 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simla_ray.config.enums import AnswerHead, ContrastLoss, Fusion
+from simla_ray.config.enums import AnswerHead, ContrastLoss, Fusion, VisionSource
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.models.decoder import AnswerDecoder, classifier
 from simla_ray.models.merging import Merging
 from simla_ray.models.needs import FUSED, Needs
 from simla_ray.models.queue import Queue
+from simla_ray.models.region_codes import RegionCodes
+from simla_ray.models.region_merging import RegionMerging
+from simla_ray.models.region_tower import RegionRegression, RegionTower, region_classifier
 from simla_ray.models.stack import Attentions, Memory
 from simla_ray.models.teacher import Teacher
 from simla_ray.models.temperature import Scale
 from simla_ray.models.text import TextModel
-from simla_ray.models.two_stage import FusedStage, TaggedRegionTower
+from simla_ray.models.two_stage import StageMerging, TaggedRegionTower
 from simla_ray.models.vision import VisionTower
 
 
@@ -29,26 +32,39 @@ class Towers(nn.Module):
     """Everything the teacher copies (official ``copy_params``): both towers, projections, code and concept heads.
 
     With ``text.fusion: merged`` there are no towers and no projections: ``vision`` embeds patches and holds the blocks,
-    ``text`` embeds words, and ``merging`` brings them together. With ``two_stage`` both are towers of BERT
-    layers, and ``fused_stage`` has those over the states of both.
+    ``text`` embeds words, and ``merging`` brings them together. With ``two_stage`` both are towers of BERT layers,
+    and ``merging`` has those over the states of both.
     """
 
     def __init__(self, run: Run, vocab_size: int):
         super().__init__()
         on, needs = run.objectives.active(), needs_of(run)
         merged, staged = run.text.fusion is Fusion.merged, run.text.fusion is Fusion.two_stage
-        self.fused_stage = None
+        of_regions = run.vision.source is VisionSource.regions
         if staged:
-            self._build_stages(run, vocab_size)
-            width = run.text.width
+            self.vision: Any = TaggedRegionTower(run, vocab_size, tag_head="mcr" in on)
+        elif of_regions:
+            self.vision = RegionTower(run, maskable=needs.hides_regions)
         else:
-            self.vision: Any = VisionTower(run.vision, maskable="mim" in on)
-            self.vision.saves_memory = run.activation_checkpointing
-            width = self.vision.width
-            memory_width = width if needs.fusion and not merged else None
-            self.text = TextModel(run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on)
+            self.vision = VisionTower(run.vision, maskable="mim" in on)
+        self.vision.saves_memory = run.activation_checkpointing
+        width = self.vision.width
+        memory_width = width if needs.fusion and not (merged or staged) else None
+        concepts = run.concepts.most if run.text.concepts else 0
+        self.text = TextModel(
+            run.text, vocab_size, memory_width=memory_width, mlm_head="mlm" in on, concepts=concepts
+        )  # fmt: skip
         self.text.encoder.saves_memory = run.activation_checkpointing
-        self.merging = Merging(width, pooled=needs.itm or needs.labels or _classifies(run)) if merged else None
+        pooled = needs.itm or needs.labels or _classifies(run)
+        merging: Any = RegionMerging if of_regions else Merging
+        self.merging = merging(width, pooled=pooled) if merged else None
+        if staged:
+            self.vision.embed_with(self.text.embeddings)
+            self.merging = StageMerging(run, pooled=pooled)
+        if needs.mrfr:
+            self.region_regression = RegionRegression(width, self.vision.img_linear.in_features)
+        if needs.mrc or needs.mrckl:
+            self.region_classifier = region_classifier(width, run.codes.n + 1)
         if (needs.text_only or needs.psl) and not merged:
             self.vision_proj = nn.Linear(width, run.joint_width, bias=not staged)
         if needs.text_only and not merged:
@@ -59,16 +75,6 @@ class Towers(nn.Module):
             self.concept_head = nn.Linear(run.joint_width, vocab_size)
             if run.objectives.psl.bias_log_prior:
                 nn.init.constant_(self.concept_head.bias, math.log(run.objectives.psl.max_keywords / vocab_size))
-
-    def _build_stages(self, run: Run, vocab_size: int) -> None:
-        on, needs = run.objectives.active(), needs_of(run)
-        concepts = run.concepts.most if run.text.concepts else 0
-        self.text = TextModel(run.text, vocab_size, memory_width=None, mlm_head="mlm" in on, concepts=concepts)
-        self.vision = TaggedRegionTower(run, self.text.embeddings, tag_head="mcr" in on)
-        self.vision.encoder.saves_memory = run.activation_checkpointing
-        if needs.fusion:
-            self.fused_stage = FusedStage(run, pooled=needs.itm)
-            self.fused_stage.encoder.saves_memory = run.activation_checkpointing
 
     def image_vector(self, image_tokens: Tensor) -> Tensor:
         """(B, N, D) -> unit rows (B, E), float32 at least."""
@@ -90,22 +96,28 @@ class Towers(nn.Module):
 
         ``image_index`` (n,) names the row of image_tokens (m, N, D) that each text meets; None: they are in order.
         """
-        if self.merging is None and self.fused_stage is None:
+        if self.merging is None:
             return self.text.encode(ids, mask, Memory(image_tokens, index=image_index), keep)
         patches = image_tokens if image_index is None else image_tokens.index_select(0, image_index)
-        if self.fused_stage is not None:
-            return self.fused_stage(self.text.encode(ids, mask), mask, patches)
-        return self.merging(self.vision, self.text.embeddings(ids), mask, patches, keep)[0]
+        words = self.text.encode(ids, mask) if self.text.split else self.text.embeddings(ids)
+        return self.merging(self.layers, words, mask, patches, keep)[0]
 
     def pool(self, cls: Tensor) -> Tensor:
         """The state of a fused [CLS] (n, D) -> what heads read, (n, D)."""
-        pooling = self.merging if self.fused_stage is None else self.fused_stage
-        return cls if pooling is None else pooling.pool(cls)
+        return cls if self.merging is None else self.merging.pool(cls)
+
+    @property
+    def layers(self) -> Any:
+        """Merged, what words and image tokens pass through: the Vision Transformer, or over regions layers as the
+        text's."""
+        if isinstance(self.merging, StageMerging):
+            return self.merging.encoder
+        return self.text.encoder if isinstance(self.merging, RegionMerging) else self.vision
 
     @property
     def fusion_layers(self) -> range:
         """Numbers of the layers in which words read patches."""
-        if self.merging is not None:
+        if isinstance(self.merging, Merging):
             return range(len(self.vision.vit.blocks))
         return range(self.text.fusion_layers.start, self.text.fusion_layers.stop)
 
@@ -142,6 +154,9 @@ class Model(nn.Module):
         self.teacher = None
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
+        self.region_codes = None
+        if {"mrc", "mrckl"} & set(on):
+            self.region_codes = RegionCodes(run.codes.n, self.student.vision.img_linear.in_features)
         self.queue = Queue(run.queue, run.joint_width) if run.queue and "itc" in on else None
 
     @property
@@ -168,6 +183,11 @@ class Model(nn.Module):
         student, text = self.student, self.student.text
         _require(getattr(student, "vision_proj", None), contrast)
         _require(getattr(student, "text_proj", None), "itc" in objectives)
+        hides = {"mrfr", "mrc", "mrckl"} & objectives
+        _require(getattr(student, "region_regression", None), "mrfr" in objectives)
+        _require(getattr(student, "region_classifier", None), bool({"mrc", "mrckl"} & objectives))
+        if getattr(student.vision, "mask_embedding", None) is not None:
+            student.vision.mask_embedding.requires_grad_(bool(hides))
         if student.vision.mask_token is not None:
             student.vision.mask_token.requires_grad_("mim" in objectives)
         _require(text, "itc" in objectives or fused)
@@ -182,9 +202,7 @@ class Model(nn.Module):
                 _require(getattr(layer, "crossattention", None), False)
             if text.split:
                 _require(text.encoder.layer[text.fusion_layers], False)
-        if student.fused_stage is not None:
-            _require(student.fused_stage, fused)
-            _require(student.fused_stage.pooler, "itm" in objectives)
+        _require(getattr(student.merging, "encoder", None), fused)
         _require(getattr(student.vision, "tag_head", None), "mcr" in objectives)
         _require(text.cls, "mlm" in objectives)
         _require(getattr(student, "mim_head", None), "mim" in objectives)
@@ -203,6 +221,8 @@ def needs_of(run: Run) -> Needs:
 
 def vision_width(run: Run) -> int:
     """Width of the image tower's tokens."""
+    if run.vision.source is VisionSource.regions:
+        return run.text.width
     if run.vision.width is not None:
         return run.vision.width
     with torch.device("meta"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simla_ray.config.schema import KeywordSelect, Objectives, Recommend, Side, SoftDim
 
 #: Objectives whose student passes let words and patches meet.
-FUSED = {"itm", "mlm", "mim", "wpa", "wpg", "answers", "labels"}
+FUSED = {"itm", "mlm", "mim", "wpa", "wpg", "mrfr", "mrc", "mrckl", "answers", "labels"}
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Needs:
     wpa: bool
     mcr: bool
     wpg: bool
+    mrfr: bool
+    mrc: bool
+    mrckl: bool
     mlm_teacher: bool
     mlm_grid: bool  # logits of every position, not only of the masked ones
     mim_teacher: bool
@@ -34,10 +37,8 @@ class Needs:
     @classmethod
     def of(cls, objectives: Objectives, active: set[str], *, has_teacher: bool) -> Needs:
         mlm, mim, psl = objectives.mlm, objectives.mim, objectives.psl
-        on = {
-            name: name in active
-            for name in ("itc", "itm", "mlm", "mim", "psl", "wpa", "mcr", "wpg", "answers", "labels")
-        }
+        names = ("itc", "itm", "mlm", "mim", "psl", "wpa", "mrfr", "mrc", "mrckl", "mcr", "wpg", "answers", "labels")
+        on = {name: name in active for name in names}
         keyword_pass = on["psl"] and psl is not None and psl.select is KeywordSelect.attention
         return cls(
             **on,
@@ -67,9 +68,13 @@ class Needs:
     @property
     def fusion(self) -> bool:
         """Any pass, the student's or the teacher's, in which words and patches meet."""
-        return (
-            self.itm or self.mlm or self.mim or self.wpa or self.wpg or self.psl_attention is not None or self.question
-        )
+        fused = self.itm or self.mlm or self.mim or self.wpa or self.wpg or self.hides_regions
+        return fused or self.psl_attention is not None or self.question
+
+    @property
+    def hides_regions(self) -> bool:
+        """The pass in which regions are masked."""
+        return self.mrfr or self.mrc or self.mrckl
 
     @property
     def question(self) -> bool:

@@ -24,15 +24,17 @@ def forward_question(model: Model, batch: Batch, objectives: Objectives, needs: 
     (UNITER's pair form). The official ``models/simla/nlvr.py`` lets layers take turns between the pictures instead,
     which needs twice the upper layers and a pretraining stage of its own.
     """
-    record = Record()
+    record, regions = Record(), ()
+    if batch.region_boxes is not None and batch.second_image is None:  # those of two pictures are a grid's cells
+        regions = batch.regions, batch.region_boxes, batch.region_mask
     if needs.labels:
         assert objectives.labels is not None and model.label_head is not None
         pictures = [batch.image] if batch.second_image is None else [batch.image, batch.second_image]
-        tokens = model.student.vision(torch.cat(pictures))
+        tokens = model.student.vision(torch.cat(pictures), *regions)
         cls = question_cls(model, tokens, batch.token_ids, batch.token_mask)
         record.label_logits = model.label_head(cls.unflatten(0, (len(pictures), -1)).transpose(0, 1).flatten(1))
     if needs.answers:
-        tokens = model.student.vision(batch.image)
+        tokens = model.student.vision(batch.image, *regions)
         if model.answer_head is not None:
             record.label_logits = model.answer_head(question_cls(model, tokens, batch.token_ids, batch.token_mask))
         else:
@@ -48,7 +50,7 @@ def question_cls(model: Model, tokens: Tensor, ids: Tensor, mask: Tensor) -> Ten
     states = text.embeddings(ids)
     if student.merging is not None:
         states, mask = states.repeat(times, 1, 1), mask.repeat(times, 1)
-        return student.pool(student.merging.cls(student.vision, states, mask, tokens))
+        return student.pool(student.merging.cls(student.layers, states, mask, tokens))
     if text.split:
         states = text.encoder(states, mask, layers=text.language_layers)
     mask = mask.repeat(times, 1)

@@ -53,6 +53,13 @@ def _shares(low: Tensor, high: Tensor, cells: int, n: int) -> Tensor:
     return inside / inside.sum(-1, keepdim=True).clamp(min=torch.finfo(inside.dtype).tiny)
 
 
+def grid_cells(side: int) -> Tensor:
+    """(side^2, 4) float32, the cells of ``data.regions.grid_boxes``."""
+    at = torch.arange(side, dtype=torch.float32) / side
+    y, x = (a.flatten() for a in torch.meshgrid(at, at, indexing="ij"))
+    return torch.stack([x, y, x + 1 / side, y + 1 / side], 1).clamp(0, 1)
+
+
 class RegionFeatures(nn.Module):
     """Frozen features of the regions of an image, (B, R, width) float32.
 

@@ -56,8 +56,8 @@ class TextStarts:
         states = self.text.embeddings(ids)
         if self.text.split:
             states = self.text.encoder(states, mask, layers=self.text.language_layers)
-        # Merged, and in two stages, words meet the image in layers that are not the text's.
-        if self.text.fusion_layers.start < len(self.text.encoder.layer):
+        # Merged, and in two stages, words meet the image in layers that are not the language encoder's.
+        if not self.text.merged and self.text.fusion_layers.start < len(self.text.encoder.layer):
             first = self.text.encoder.layer[self.text.fusion_layers.start].attention
             states = first(states, *first.project(states), mask)
         if self._states is None:
@@ -111,15 +111,12 @@ def merged_cls(
 ) -> Tensor:
     """``fused_cls`` of one stack over words and patches, or over states of both towers: nothing beyond these can be
     shared by pairs."""
-    merging, stage, found = towers.merging, towers.fused_stage, []
+    merging, found = towers.merging, []
+    assert merging is not None
     order = np.argsort(starts.lengths[text], kind="stable")
     for part in np.array_split(order, -(-len(order) // batch_size)):
         patches = image_tokens.index_select(0, torch.from_numpy(image[part]).to(image_tokens.device))
-        if stage is not None:
-            found.append(stage.cls(*starts.of(text[part]), patches))
-        else:
-            assert merging is not None
-            found.append(merging.cls(towers.vision, *starts.of(text[part]), patches))
+        found.append(merging.cls(towers.layers, *starts.of(text[part]), patches))
     back = torch.from_numpy(np.argsort(order)).to(image_tokens.device)
     return torch.cat(found).index_select(0, back)
 

@@ -20,13 +20,14 @@ class TextModel(nn.Module):
     With fusion in every layer (SIMLA) the language encoder is all layers with cross-attention left out, and the
     multimodal one starts from the embeddings again. With fusion in the upper half (ALBEF) the lower half is the
     language encoder, and the upper half starts from its states. Without any fusion, only the language encoder's layers
-    exist; merged, none does, and what is left are embeddings and the MLM head; in two stages the lower half does, and
-    the rest is ``models.two_stage``.
+    exist; merged, the layers take words and image tokens side by side, and where they are the Vision Transformer's none
+    exists, and what is left are embeddings and the MLM head. In two stages only the lower half is here.
     """
 
     def __init__(self, config: Text, vocab_size: int, *, memory_width: int | None, mlm_head: bool, concepts: int = 0):
         super().__init__()
         self.split = config.fusion in (Fusion.upper_half, Fusion.two_stage)
+        self.merged = config.fusion is Fusion.merged
         half = config.depth // 2
         depth = half if self.split and memory_width is None else config.depth
         self.language_layers = slice(0, half if self.split else depth)

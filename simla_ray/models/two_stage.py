@@ -6,14 +6,17 @@ Source: ``modeling_vlbert.py``, ``BiBertImgModel``. The text tower is ``TextMode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from simla_ray.config.schema import RegionSource, Run
 from simla_ray.errors import UserError
 from simla_ray.models.dropout import Dropout
+from simla_ray.models.region_merging import RegionMerging
 from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry
-from simla_ray.models.stack import Read, Stack
+from simla_ray.models.stack import Attentions, Read, Stack
 from simla_ray.models.text import Embeddings, MlmHead, bert_init
 
 STYLE = "six"
@@ -24,29 +27,34 @@ class TaggedRegionTower(nn.Module):
     regions have neither position nor type, where they lie is part of their features.
 
     Args:
-        embeddings: those of the text tower.
         tag_head: whether tags are predicted (MCR).
     """
 
     mask_token = None
+    embeddings: Embeddings
 
-    def __init__(self, run: Run, embeddings: Embeddings, *, tag_head: bool):
+    def __init__(self, run: Run, vocab_size: int, *, tag_head: bool):
         super().__init__()
         assert run.regions is not None
         text = run.text
-        # Not a submodule: its parameters belong to the text tower, and a state has each of them once.
-        self.__dict__["embeddings"] = embeddings
         self.features = None if run.regions.source is RegionSource.column else RegionFeatures(None)
         width = self.features.width if self.features is not None else run.regions.width
         assert width is not None
-        self.width = text.width
+        self.width, self.saves_memory = text.width, False
         # BERT's second token type, less the first one, which is part of the positions.
         self.tag_type = nn.Parameter(torch.empty(text.width).normal_(std=0.02))
         self.regions = nn.Linear(width + STYLES[STYLE], text.width)
         self.dropout = Dropout(text.dropout)
-        self.encoder = Stack(text.depth // 2, text.width, text.heads, text.ffn, text.dropout, None)
-        self.tag_head = MlmHead(text.width, embeddings.word_embeddings.num_embeddings) if tag_head else None
-        self.apply(bert_init)
+        self.encoder = bert_layers(run, text.depth // 2)
+        self.tag_head = MlmHead(text.width, vocab_size).apply(bert_init) if tag_head else None
+        bert_init(self.regions)
+
+    def embed_with(self, embeddings: Embeddings) -> None:
+        """Embed tags as the text tower embeds words.
+
+        No submodule: the parameters are that tower's, and a state has each of them once.
+        """
+        self.__dict__["embeddings"] = embeddings
 
     def forward(
         self,
@@ -91,36 +99,33 @@ class TaggedRegionTower(nn.Module):
         return self.tag_head(states, table)
 
 
-class FusedStage(nn.Module):
-    """The layers over states of both towers, and the pooler of the text's [CLS]."""
+class StageMerging(RegionMerging):
+    """The layers over states of both towers, and the pooler of the text's [CLS].
+
+    Of an image's tokens the first, its tower's [CLS], stays behind.
+    """
 
     def __init__(self, run: Run, *, pooled: bool):
-        super().__init__()
-        text = run.text
-        depth = text.depth - text.depth // 2
-        self.encoder = Stack(depth, text.width, text.heads, text.ffn, text.dropout, None)
-        self.apply(bert_init)
-        # Not BERT's start: at small widths that would leave ITM a fraction of its gradient (see ``Merging``).
-        self.pooler = nn.Linear(text.width, text.width) if pooled else None
+        super().__init__(run.text.width, pooled=pooled)
+        self.encoder = bert_layers(run, run.text.depth - run.text.depth // 2)
 
-    def forward(self, words: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """The text tower's states (n, L, D) with their mask (n, L) over an image's tokens (n, 1 + R, D) -> the texts'
-        (n, L, D); the image's own [CLS] stays behind.
+    def forward(
+        self, stack: Stack, words: Tensor, mask: Tensor, regions: Tensor, keep: Attentions | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """States of the text tower (n, L, D) with their mask (n, L), tokens (n, 1 + R, D) -> those of both, (n, L, D)
+        and (n, R, D).
         """
-        return self.encoder(*_joined(words, mask, tokens))[:, : words.shape[1]]
+        return super().forward(stack, words, mask, regions[:, 1:], keep)
 
-    def cls(self, words: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
-        """As ``forward`` -> (n, D), the text's [CLS]; of the last layer nothing else is computed."""
-        first = torch.zeros(len(words), 1, dtype=torch.int64, device=words.device)
-        (cls,) = self.encoder(*_joined(words, mask, tokens), reads=[Read(slice(None), first)])
-        return cls[:, 0]
-
-    def pool(self, cls: Tensor) -> Tensor:
-        """(n, D) -> (n, D)"""
-        assert self.pooler is not None
-        return self.pooler(cls).tanh()
+    def read(self, stack: Stack, words: Tensor, mask: Tensor, regions: Tensor, reads: Sequence[Read]) -> list[Tensor]:
+        """As ``RegionMerging.read``, of tokens (n, 1 + R, D)."""
+        return super().read(stack, words, mask, regions[:, 1:], reads)
 
 
-def _joined(words: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    regions = tokens[:, 1:]
-    return torch.cat([words, regions], 1), torch.cat([mask, regions.detach().ne(0).any(-1)], 1)
+def bert_layers(run: Run, depth: int) -> Stack:
+    """A stack as that of the text, without anything to fuse with."""
+    text = run.text
+    stack = Stack(depth, text.width, text.heads, text.ffn, text.dropout, None)
+    stack.saves_memory = run.activation_checkpointing
+    stack.apply(bert_init)
+    return stack

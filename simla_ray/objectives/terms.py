@@ -14,6 +14,7 @@ from simla_ray.objectives.answers import answer_loss, label_loss
 from simla_ray.objectives.contrastive import itc_loss, sigmoid_loss
 from simla_ray.objectives.keywords import keyword_targets, psl_loss, select_keywords
 from simla_ray.objectives.masked_image import mim_loss
+from simla_ray.objectives.masked_regions import mrc_loss, mrckl_loss, mrfr_loss
 from simla_ray.objectives.masked_tags import mcr_loss
 from simla_ray.objectives.masked_text import mlm_loss
 from simla_ray.objectives.matching import itm_loss
@@ -117,14 +118,15 @@ def loss_terms(
     if "wpa" in active:
         wpa = objectives.wpa
         assert wpa is not None and record.word_states is not None and record.patch_states is not None
-        assert record.match_label is not None
+        assert record.match_label is not None and record.word_mask is not None
         terms["wpa"] = wpa_loss(
             record.word_states,
-            batch.token_mask[:, 1:],
+            record.word_mask,
             record.patch_states,
             record.match_label,
             wpa.beta,
             wpa.iterations,
+            record.patch_mask,
         )
     if "mcr" in active:
         assert record.tag_logits is not None and batch.tag_ids is not None
@@ -144,6 +146,17 @@ def loss_terms(
             wpg.top_k,
             wpg.margin,
         )
+    if "mrfr" in active:
+        assert record.region_logits is not None and record.region_features is not None
+        terms["mrfr"] = mrfr_loss(record.region_logits, record.region_features, batch.mrm_weight)
+    if {"mrc", "mrckl"} & active:
+        logits, target = record.class_logits, record.class_target
+        assert logits is not None and target is not None and batch.mrm_weight is not None
+        if "mrc" in active:
+            terms["mrc"] = mrc_loss(logits, target, batch.mrm_weight)
+        if "mrckl" in active:
+            assert objectives.mrckl is not None
+            terms["mrckl"] = mrckl_loss(logits, target, batch.mrm_weight, objectives.mrckl.reduction)
     if "answers" in active:
         if record.answer_logits is not None:
             assert batch.answer_ids is not None
