@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class Method(StrEnum):
@@ -18,6 +19,8 @@ class Method(StrEnum):
 
 #: Other names of methods; what is stored is the method's own.
 ALIASES = {"vil": Method.vilt}
+#: Names of a method with keys that go with them, over its preset.
+FORMS: dict[str, tuple[Method, dict[str, Any]]] = {"uniter-grid": (Method.uniter, {"regions": {"source": "grid"}})}
 
 
 class Task(StrEnum):

@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from simla_ray.config.controlled import unheld
-from simla_ray.config.enums import ALIASES, Task, Variant
+from simla_ray.config.enums import ALIASES, FORMS, Task, Variant
 from simla_ray.config.rules import OF_TASKS
 from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
@@ -139,6 +139,10 @@ def over_presets(tree: dict[str, Any], problems: list[str], *, controlled: bool 
     """
     top: dict[str, Any] = {}
     chosen: dict[str, str] = {}
+    form: dict[str, Any] = {}
+    if str(tree.get("method")) in FORMS:
+        method, form = FORMS[str(tree["method"])]
+        tree = tree | {"method": str(method)}
     if str(tree.get("method")) in ALIASES:
         tree = tree | {"method": str(ALIASES[str(tree["method"])])}
     for axis in AXES:
@@ -160,6 +164,7 @@ def over_presets(tree: dict[str, Any], problems: list[str], *, controlled: bool 
             merge(top, preset("recipe", name))
     if chosen["variant"] == Variant.official:
         merge(top, preset("official", chosen["method"]))
+    merge(top, form)
     merge(top, tree)
     return top
 

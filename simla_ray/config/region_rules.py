@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 def region_problems(run: Run) -> Iterator[str]:
     """Yield one line per combination that cannot work: the key to change, the value found, what is allowed."""
-    regions = run.regions
+    regions, of_regions = run.regions, ("mrfr", "mrc", "mrckl")
+    for name in of_regions if regions is None else ():
+        if name in run.objectives.active():
+            yield f"objectives.{name}: hides regions of the image; needs vision.source=regions"
     if (regions is not None) is not (run.vision.source is VisionSource.regions):
         found = "null" if regions is None else "given"
         yield f"regions: {found}, but vision.source={run.vision.source}; regions belong to vision.source=regions alone"
@@ -23,6 +26,8 @@ def region_problems(run: Run) -> Iterator[str]:
         yield f"regions.grid: {regions.grid} x {regions.grid} cells are more than regions.max={regions.max}"
     if run.data.augment is not Augment.crop and regions.source is not RegionSource.grid:
         yield f"data.augment: {run.data.augment} turns the image away from its boxes; use crop, or regions.source=grid"
+    if run.vision.weights is not None:
+        yield f"vision.weights: {run.vision.weights} has no tower to go to with vision.source=regions; set it to null"
     labels = run.objectives.labels
     if labels is not None and labels.pictures == 2 and regions.source is not RegionSource.grid:
         yield "objectives.labels.pictures: 2, but rows have the regions of one; needs regions.source=grid"

@@ -55,7 +55,8 @@ def problems_of(run: Run) -> Iterator[str]:
     on = run.objectives.active()
     micro, total = run.batch.micro, run.batch.global_
     if not on:
-        yield "objectives: none is on; give at least one of itc, itm, mlm, mim, psl, wpa, mcr, wpg a weight above 0"
+        names = "itc, itm, mlm, mim, psl, wpa, mrfr, mrc, mrckl, mcr, wpg"
+        yield f"objectives: none is on; give at least one of {names} a weight above 0"
     if run.task is not None and not set(TASKS[run.task]) & set(on):
         wanted = " or ".join(f"objectives.{name}" for name in TASKS[run.task])
         yield f"task: {run.task} needs {wanted}; on are {', '.join(on) or 'none'}"

@@ -536,6 +536,8 @@ class Run(Section):
     def label(self) -> str:
         """Name of what is trained, with everything that is not the method as published."""
         parts = [str(self.method)]
+        if self.regions is not None and self.regions.source in (RegionSource.boxes, RegionSource.grid):
+            parts.append(str(self.regions.source))
         if self.variant is not Variant.default:
             parts.append(str(self.variant))
         parts.append(str(self.size))

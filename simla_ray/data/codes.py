@@ -44,6 +44,12 @@ def kmeans(points: np.ndarray, k: int, iterations: int, seed: int) -> np.ndarray
     return centroids.astype(np.float32)
 
 
+def spread_of(points: np.ndarray, centroids: np.ndarray) -> float:
+    """Mean squared distance of points (n, d) to the nearest of centroids (k, d)."""
+    distance = _assign(points, (points**2).sum(1), centroids)[1]
+    return max(float(distance.mean(dtype=np.float64)), 1e-6)
+
+
 def _assign(points: np.ndarray, squares: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     nearest = np.empty(len(points), dtype=np.int64)
     distance = np.empty(len(points), dtype=np.float32)

@@ -38,7 +38,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
             code_image = torch.from_numpy(_code_images(column, C))
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
-        **_regions(column),
+        **regions_of(column),
         **_tags(column),
         image=_tensor(column["image"]),
         token_ids=ids,
@@ -66,15 +66,20 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
     )
 
 
-def _regions(column: Sample) -> dict[str, Tensor]:
-    """Boxes, mask and a column's features of regions, cut to the image that has most of them."""
+def regions_of(column: Sample) -> dict[str, Tensor]:
+    """Boxes, mask and a column's features of regions, cut to the image that has most of them; which are hidden."""
     if "region_boxes" not in column:
         return {}
     n = column["n_regions"]
     R = int(n.max())
     there = {"region_boxes": _tensor(column["region_boxes"][:, :R])}
     there["region_mask"] = torch.from_numpy(np.arange(R)[None, :] < n[:, None])
-    return there | ({"regions": _tensor(column["regions"][:, :R])} if "regions" in column else {})
+    if "regions" in column:
+        there["regions"] = _tensor(column["regions"][:, :R])
+    if "region_hidden" in column:
+        there["region_hidden"] = _tensor(column["region_hidden"][:, :R])
+        there["mrm_index"], there["mrm_weight"] = _index_lists(column["region_hidden"][:, :R])
+    return there
 
 
 def _tags(column: Sample) -> dict[str, Tensor]:

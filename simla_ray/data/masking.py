@@ -41,6 +41,30 @@ def mask_words(
     return MaskedWords(masked, chosen)
 
 
+#: A region that shows more than this share of a hidden one is hidden with it.
+SHOWN = 0.5
+
+
+def mask_regions(boxes: np.ndarray, p: float, rng: np.random.Generator, *, overlaps: bool) -> np.ndarray:
+    """Choose each region with probability p, and one at random where none is (official ``data/mrm.py``) -> (R,) bool.
+
+    Args:
+        boxes: (R, 4).
+        overlaps: hide what shows a hidden region, too [ours]: features that are made from the image would let it be
+            read off next door. A detector's are left as they are published.
+    """
+    chosen = rng.random(len(boxes)) < p
+    if not chosen.any():
+        chosen[int(rng.integers(len(boxes)))] = True
+    if not overlaps:
+        return chosen
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clip(0).prod(-1)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    return chosen | (shared[chosen] > SHOWN * area[chosen, None]).any(0)
+
+
 def mask_patches(grid: int, n_mask: int, rng: np.random.Generator) -> np.ndarray:
     """BEiT's blockwise masking on a grid x grid map (official ``masking_generator.py``) -> (grid * grid,) bool.
 

@@ -39,6 +39,7 @@ from simla_ray.data.map_functions import (
 )
 from simla_ray.data.order import Order, Share, Window
 from simla_ray.data.questions import task_columns
+from simla_ray.data.region_reader import RegionFeaturise, RegionReader
 from simla_ray.data.regions import region_columns
 from simla_ray.data.sample import code_image_px
 from simla_ray.data.sources import read_pieces
@@ -186,6 +187,8 @@ def made_bytes(run: Run, tasks: int) -> int:
     """Samples in the object store, those that ``tasks`` CPUs are making for a worker and those that wait for it."""
     pictures = 1 + ("images" in task_columns(run))
     samples = BLOCK_ROWS * 3 * (pictures * run.vision.image_px**2 + code_image_px(run) ** 2)
+    if run.regions is not None:
+        samples += BLOCK_ROWS * 4 * run.regions.max * (4 + (run.regions.width or 0))
     return samples * (TASK_BLOCKS * (tasks + 1) + WAITING_BLOCKS)
 
 
@@ -271,6 +274,15 @@ def patch_features(run: Run, index: Index, featurise: Featurise | None, cpus: in
     chunks = [{"first": i, "last": min(i + 256, n)} for i in range(0, n, 256)]
     blocks = job(chunks, PatchReader(run, index, ordinals, featurise), cpus)
     return np.concatenate([b["features"] for b in blocks if len(b["features"])])
+
+
+def region_features(run: Run, index: Index, featurise: RegionFeaturise, cpus: int) -> np.ndarray:
+    """(n, d) float32 features of the regions of ``codes.fit_images`` training images, by a Ray Data job."""
+    rng = np.random.default_rng([run.seed, 11])
+    n = min(run.codes.fit_images, len(index))
+    ordinals = np.sort(rng.choice(len(index), n, replace=False))
+    chunks = [{"first": i, "last": min(i + 256, n)} for i in range(0, n, 256)]
+    return np.concatenate([b["features"] for b in job(chunks, RegionReader(run, index, ordinals, featurise), cpus)])
 
 
 def iterate_rows(index: Index, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from simla_ray.config.schema import RegionSource, Run
 from simla_ray.data.decode import DropRow
+from simla_ray.data.masking import mask_regions
 
 #: A box of which a crop leaves less than this share is not in the view.
 LEFT_OVER = 0.25
@@ -62,6 +63,7 @@ class RegionMaker:
 
     def __init__(self, run: Run):
         assert run.regions is not None and run.regions.source is not RegionSource.auto
+        self.hides = bool({"mrfr", "mrc", "mrckl"} & set(run.objectives.active()))
         self.regions, self.source = run.regions, run.regions.source
         self.cells = grid_boxes(run.regions.grid)
 
@@ -89,6 +91,16 @@ class RegionMaker:
         cut = np.concatenate([np.array([WHOLE], np.float32), cut[kept]])
         cut = cut[np.argsort(-_area(cut), kind="stable")][: self.regions.max]
         return {"region_boxes": _padded(cut, self.regions.max), "n_regions": np.int64(len(cut))}
+
+    def hidden(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """``region_hidden`` (max,) bool of a sample's regions; nothing where no objective reads it."""
+        if not self.hides:
+            return {}
+        boxes, n = sample["region_boxes"], int(sample["n_regions"])
+        overlaps = self.source is not RegionSource.column
+        chosen = np.zeros(len(boxes), dtype=bool)
+        chosen[:n] = mask_regions(boxes[:n], self.regions.mask_p, rng, overlaps=overlaps)
+        return {"region_hidden": chosen}
 
     def _column(self, row: Mapping[str, Any], boxes: np.ndarray) -> dict[str, np.ndarray]:
         given, width = row.get("region_feats"), self.regions.width

@@ -94,6 +94,7 @@ class SampleMaker:
             sample["patch_mask"] = mask_patches(grid, int(mim.mask_ratio * grid**2), rng)
         if self.regions is not None:
             sample |= self.regions(row, np.array(picture.crop), picture.flipped)
+            sample |= self.regions.hidden(sample, rng)
         if self.tags is not None:
             sample |= self.tags(row, rng)
         return sample

@@ -21,7 +21,7 @@ from simla_ray.data.sample import Sample
 from simla_ray.data.scene import satisfies
 from simla_ray.data.text import clean
 from simla_ray.errors import UserError
-from simla_ray.evaluation.scorer import TEXTS, Scorer
+from simla_ray.evaluation.scorer import TEXTS, Images, Scorer, seen
 from simla_ray.evaluation.work import Work, chunks_of, interleave, once
 from simla_ray.models.reranking import TextStarts
 
@@ -126,9 +126,10 @@ class EvalSet:
         """The first n images alone."""
         return EvalSet(self.scorer, self.work, self.items[:n], self.n_rows, self.dropped)
 
-    def images(self, numbers: Sequence[int] | np.ndarray, which: str = "image") -> np.ndarray:
-        """(n, 3, px, px) uint8; ``which``: image, or second_image of rows with two."""
-        return np.stack([self.items[i].sample[which] for i in numbers])
+    def images(self, numbers: Sequence[int] | np.ndarray, which: str = "image") -> Images:
+        """(n, 3, px, px) uint8, with the regions of those that have them; ``which``: image, or second_image of rows
+        with two."""
+        return seen([self.items[i].sample for i in numbers], which)
 
     @once
     def image_vectors(self) -> np.ndarray:

@@ -36,6 +36,8 @@ def checked_layers(scorer: Scorer, layers: Sequence[int] | None) -> Layers:
         UserError: one of them is not there, or there is none.
     """
     known = cross_layers(scorer)
+    if not known:
+        raise UserError(f"{scorer.run.label} has images made of regions; a map needs patches")
     if layers is None:
         return known
     for layer in layers:

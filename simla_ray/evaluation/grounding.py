@@ -92,6 +92,8 @@ def measure(data: EvalSet, layers: Sequence[int] | None = None) -> EvalResult | 
         return "no objective itm"
     if not any(item.phrases for item in data.items):
         return "no column phrases"
+    if not cross_layers(data.scorer):
+        return "images are made of regions, not of patches"
     layers = checked_layers(data.scorer, layers)
     phrases, skipped = phrases_of(data)
     if not phrases:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,9 +12,13 @@ import torch
 
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.decode import DropRow, EncodedImage
+from simla_ray.data.regions import WHOLE
+from simla_ray.data.sample import Sample
+from simla_ray.data.schema import OF_REGIONS
 from simla_ray.data.text import clean
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.scorer import seen as seen_by_tower
 
 #: Pairs of a batch.
 PAIRS = 64
@@ -22,12 +26,16 @@ PAIRS = 64
 
 @dataclass(frozen=True)
 class Pair:
-    """A caption of a row. ``image`` is what the reader gave, ``name`` its image_id, of a list the path it names."""
+    """A caption of a row. ``image`` is what the reader gave, ``name`` its image_id, of a list the path it names.
+
+    ``regions``: columns that the image's regions are made of.
+    """
 
     uid: str
     name: str
     caption: str
     image: Any
+    regions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +69,13 @@ def score_pairs(scorer: Scorer, rows: Iterable[Mapping[str, Any]]) -> Iterator[S
 def _pairs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Pair]:
     for row in rows:
         for caption in row["captions"] or [""]:
-            yield Pair(row["uid"], row["image_id"], caption, row["image"])
+            regions = {name: row[name] for name in OF_REGIONS if name in row}
+            yield Pair(row["uid"], row["image_id"], caption, row["image"], regions)
 
 
 def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
     limits = scorer.run.text
-    views: list[np.ndarray] = []
+    views: list[Sample] = []
     seen: dict[Any, int | str] = {}  # image -> its number among the views, or why it is dropped
     reasons, image_index, texts = [], [], []
     for pair in batch:
@@ -74,7 +83,7 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
         key = id(pair.image) if isinstance(pair.image, bytes) else pair.image
         if key not in seen:
             try:
-                view = _view(scorer, pair.image)
+                view = _view(scorer, pair)
                 seen[key] = len(views)
                 views.append(view)
             except DropRow as drop:
@@ -92,9 +101,9 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
     index = torch.tensor(image_index, device=scorer.device)
     columns: dict[str, list[float]] = {}
     if "itc" not in scorer.active:
-        tokens = scorer.image_tokens(np.stack(views))
+        tokens = scorer.image_tokens(seen_by_tower(views))
     else:
-        tokens, image_vectors = scorer.encode_images(np.stack(views))
+        tokens, image_vectors = scorer.encode_images(seen_by_tower(views))
         columns["itc"] = (image_vectors[index] * scorer.encode_texts(texts)[2]).sum(1).tolist()
     if "itm" in scorer.active:
         columns["itm"] = scorer.match_logits(tokens, index, *scorer.tokenize(texts)).sigmoid().tolist()
@@ -105,7 +114,9 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
     ]
 
 
-def _view(scorer: Scorer, image: Any) -> np.ndarray:
-    """(3, px, px) uint8"""
-    decoded = EncodedImage(image, scorer.run.data.max_pixels).rgb()
-    return to_array(evaluation_view(decoded, scorer.run.vision.image_px))
+def _view(scorer: Scorer, pair: Pair) -> Sample:
+    """``image`` (3, px, px) uint8, and where the run reads them its regions."""
+    decoded = EncodedImage(pair.image, scorer.run.data.max_pixels).rgb()
+    view = {"image": to_array(evaluation_view(decoded, scorer.run.vision.image_px))}
+    regions = scorer.maker.regions
+    return view if regions is None else view | regions(pair.regions, np.array(WHOLE), False)

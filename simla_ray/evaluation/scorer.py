@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from simla_ray.config.schema import Run
+from simla_ray.data.collate import regions_of
 from simla_ray.data.questions import answer_ids
-from simla_ray.data.sample import SampleMaker
+from simla_ray.data.sample import Sample, SampleMaker
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.model import Model, Towers
 from simla_ray.models.precision import autocast
@@ -19,6 +20,18 @@ from simla_ray.models.reranking import PAIRS, TextStarts, fused_cls, merged_cls
 from simla_ray.models.stack import Attentions
 
 IMAGES, TEXTS = 64, 256
+#: Pictures (n, 3, px, px) uint8; or with their regions, under the names of ``Batch``.
+Images = np.ndarray | Tensor | Mapping[str, Tensor]
+
+
+def seen(samples: Sequence[Sample], which: str = "image") -> Images:
+    """What a tower reads of samples: their pictures, with the regions of those that have them."""
+    images = np.stack([sample[which] for sample in samples])
+    if "region_boxes" not in samples[0] or which != "image":
+        return images
+    names = ("region_boxes", "n_regions", "regions")
+    column = {name: np.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
+    return {"image": torch.from_numpy(images), **regions_of(column)}
 
 
 class Scorer:
@@ -52,7 +65,7 @@ class Scorer:
 
     @torch.no_grad()
     def encode_images(
-        self, images: np.ndarray | Tensor, batch_size: int = IMAGES, towers: Towers | None = None
+        self, images: Images, batch_size: int = IMAGES, towers: Towers | None = None
     ) -> tuple[Tensor, Tensor]:
         """images (n, 3, px, px) uint8 -> tokens (n, N, D), unit vectors (n, E) float32, both on the device."""
         towers = towers if towers is not None else self.model.student
@@ -64,14 +77,16 @@ class Scorer:
         return torch.cat(tokens), torch.cat(vectors)
 
     @torch.no_grad()
-    def image_tokens(self, images: np.ndarray | Tensor, batch_size: int = IMAGES) -> Tensor:
+    def image_tokens(self, images: Images, batch_size: int = IMAGES) -> Tensor:
         """images (n, 3, px, px) uint8 -> tokens (n, N, D), where nobody asks for vectors."""
         return torch.cat(list(self._token_batches(images, batch_size, self.model.student)))
 
-    def _token_batches(self, images: np.ndarray | Tensor, batch_size: int, towers: Towers) -> Iterator[Tensor]:
-        for part in torch.as_tensor(images).split(batch_size):
+    def _token_batches(self, images: Images, batch_size: int, towers: Towers) -> Iterator[Tensor]:
+        whole = images if isinstance(images, Mapping) else {"image": torch.as_tensor(images)}
+        for start in range(0, len(whole["image"]), batch_size):
+            part = {name: t[start : start + batch_size].to(self.device) for name, t in whole.items()}
             with autocast(self.run, self.device):
-                tokens = towers.vision(part.to(self.device))
+                tokens = towers.vision(**part)
             yield tokens
 
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,10 @@ HEADS = (
     "student.mim_head.",
     "student.concept_head.",
     "student.merging.pooler.",
+    "student.vision.mask_embedding",
+    "student.region_regression.",
+    "student.region_classifier.",
+    "region_codes.",
     "itm_head.",
     "decoder.",
     "answer_head.",
@@ -53,6 +57,8 @@ HINTS = {
     ".layer.": "text.depth",
     "position_embeddings": "text.max_positions",
     "mim_head": "codes.n",
+    "region_c": "codes.n",
+    "img_linear": "regions",
     "_proj.": "joint_width",
 }
 

@@ -117,7 +117,9 @@ class Towers(nn.Module):
     @property
     def fusion_layers(self) -> range:
         """Numbers of the layers in which words read patches."""
-        if isinstance(self.merging, Merging):
+        if isinstance(self.merging, RegionMerging):  # no patches
+            return range(0)
+        if self.merging is not None:
             return range(len(self.vision.vit.blocks))
         return range(self.text.fusion_layers.start, self.text.fusion_layers.stop)
 

@@ -148,15 +148,16 @@ def loss_terms(
         )
     if "mrfr" in active:
         assert record.region_logits is not None and record.region_features is not None
+        assert batch.mrm_weight is not None
         terms["mrfr"] = mrfr_loss(record.region_logits, record.region_features, batch.mrm_weight)
     if {"mrc", "mrckl"} & active:
-        logits, target = record.class_logits, record.class_target
-        assert logits is not None and target is not None and batch.mrm_weight is not None
+        classes, truth = record.class_logits, record.class_target
+        assert classes is not None and truth is not None and batch.mrm_weight is not None
         if "mrc" in active:
-            terms["mrc"] = mrc_loss(logits, target, batch.mrm_weight)
+            terms["mrc"] = mrc_loss(classes, truth, batch.mrm_weight)
         if "mrckl" in active:
             assert objectives.mrckl is not None
-            terms["mrckl"] = mrckl_loss(logits, target, batch.mrm_weight, objectives.mrckl.reduction)
+            terms["mrckl"] = mrckl_loss(classes, truth, batch.mrm_weight, objectives.mrckl.reduction)
     if "answers" in active:
         if record.answer_logits is not None:
             assert batch.answer_ids is not None

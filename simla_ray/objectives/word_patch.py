@@ -63,7 +63,8 @@ def transport_plan(cost: Tensor, mask: Tensor, beta: float, iterations: int, col
         (B, m, n), zero in rows and columns that are not there.
     """
     there = mask[:, :, None].to(cost.dtype)  # (B, m, 1)
-    m, n = there.sum(1, keepdim=True).clamp(min=1), cost.shape[2]
+    m = there.sum(1, keepdim=True).clamp(min=1)
+    n: int | Tensor = cost.shape[2]
     kernel = (-cost / beta).exp() * there
     if columns is not None:  # a column without a kernel gets nothing, however large its delta
         kernel = kernel * columns[:, None, :]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from simla_ray.config.enums import FORMS
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.config.schema import Method, Run, Size, Variant
 from simla_ray.errors import UserError, guarded
@@ -213,7 +214,9 @@ def overrides_of(arguments: argparse.Namespace) -> list[str]:
 def config_arguments(parser: argparse.ArgumentParser) -> None:
     """What describes a pretraining."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the config, e.g. optim.lr=1e-4")
-    parser.add_argument("--method", help=f"one of {', '.join(Method)} (default: simla); vil is vilt")
+    parser.add_argument(
+        "--method", help=f"one of {', '.join(Method)} (default: simla), {', '.join(FORMS)}; vil is vilt"
+    )
     parser.add_argument("--variant", help=f"one of {', '.join(Variant)} (default: default)")
     parser.add_argument("--size", help=f"one of {', '.join(Size)} (default: tiny)")
     parser.add_argument(

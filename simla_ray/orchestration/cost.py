@@ -19,7 +19,7 @@ from simla_ray.models.visual_codes import PatchCodes
 from simla_ray.objectives.terms import itm_eps_at
 from simla_ray.orchestration.preflight.footprint import untrained
 from simla_ray.training.measure import CLS_ID, flops, synthetic_batch
-from simla_ray.training.step import Losses, active_at, alphas_at
+from simla_ray.training.step import RIDES, Losses, active_at, alphas_at
 from simla_ray.types import Batch
 
 
@@ -72,11 +72,13 @@ def shares_of_steps(run: Run, steps: int) -> dict[frozenset[str], float]:
     late = psl is not None and "psl" in on and len(on) > 1
     without_psl = min(1.0, psl.start_step / steps) if late and psl is not None else 0.0
     shares = dict.fromkeys(on, 0.0)
-    for part, names in ((without_psl, [name for name in on if name != "psl"]), (1 - without_psl, list(on))):
+    drawn = [name for name in on if RIDES.get(name) not in on]
+    for part, names in ((without_psl, [name for name in drawn if name != "psl"]), (1 - without_psl, drawn)):
         mix = {name: run.schedule.mix.get(name, 1.0) for name in names}  # type: ignore[call-overload]
         for name, weight in mix.items() if part else ():
             shares[name] += part * weight / sum(mix.values())
-    return {frozenset({name}): share for name, share in shares.items() if share}
+    riders = {name: [rider for rider in on if RIDES.get(rider) == name] for name in drawn}
+    return {frozenset({name, *riders[name]}): shares[name] for name in drawn if shares[name]}
 
 
 def _batch(run: Run, vocab_size: int) -> Batch:

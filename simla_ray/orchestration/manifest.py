@@ -15,6 +15,7 @@ from simla_ray.data.sources import read_column
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster
 from simla_ray.orchestration.prepare import Prepared
+from simla_ray.orchestration.region_fallbacks import uniter_fallbacks
 from simla_ray.whole import write_whole
 
 PACKAGES = (
@@ -82,6 +83,8 @@ def fallbacks(run: Run) -> list[str]:
         if run.text.vocab == "train":
             found.append("vocabulary: trained on the captions in place of CLIP's")
         return found
+    if run.method is Method.uniter:
+        return uniter_fallbacks(run)
     if run.text.fusion is Fusion.merged:
         return _fallbacks_of_merged(run)
     if "mim" in run.objectives.active() and run.codes.kind is not CodesKind.dvae:

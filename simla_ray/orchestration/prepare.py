@@ -29,6 +29,7 @@ from simla_ray.data.text import Vocabulary, build_vocabulary, load_stop_words
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 from simla_ray.models.visual_codes import PatchCodes
+from simla_ray.orchestration.prepare_regions import fit_region_codes, wants_region_codes
 from simla_ray.orchestration.prepare_task import add_task
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.start import prepared_of_start
@@ -206,6 +207,8 @@ def _key(run: Run, train: Index) -> str:
     }
     parts |= {name: tree["objectives"][name] for name in OF_TASKS}
     parts |= {"mim": "mim" in run.objectives.active(), "rows": train.fingerprint()}
+    if wants_region_codes(run):
+        parts["regions"] = tree["regions"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -240,6 +243,8 @@ def _make(run: Run, indexes: dict[str, Index], folder: Path, cpus: int) -> None:
             else:
                 centroids = torch.from_numpy(_fit_codes(run, indexes["train"], cpus))
             save_tensors({"centroids": centroids}, unfinished / CODES)
+        if wants_region_codes(run):
+            fit_region_codes(run, indexes["train"], unfinished, cpus)
 
 
 def _concepts(run: Run, train: Index, vocabulary: Vocabulary, start: Path | None, cpus: int) -> Concepts:

@@ -34,6 +34,7 @@ from simla_ray.models.model import Model
 from simla_ray.models.precision import autocast_dtype
 from simla_ray.orchestration.group import notice, register, registered
 from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
+from simla_ray.orchestration.prepare_regions import load_region_codes
 from simla_ray.orchestration.start import load_into
 from simla_ray.orchestration.validation import Validation
 from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
@@ -168,6 +169,7 @@ def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: b
     model = Model(run.model_copy(update={"vision": vision}), len(prepared.vocabulary), low)
     if fresh:
         _load_start(run, model)
+        load_region_codes(model, prepared.folder)
     tokenizer = load_tokenizer(run, prepared.folder)
     return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
 

@@ -45,7 +45,9 @@ def _what(run: Run, manifest: Mapping[str, Any], summary: Mapping[str, Any], fac
         "label": run.label,
         "method": METHODS.get(str(run.method), str(run.method)),
         "objectives": ", ".join(run.objectives.active()),
-        "image tower": f"{vision.timm}, {vision.image_px} px in patches of {vision.patch_px}",
+        "image tower": f"{vision.timm}, {vision.image_px} px in patches of {vision.patch_px}"
+        if run.regions is None
+        else f"none; regions of the image: {run.regions.source}",
         "text": f"{text.depth} layers of width {text.width}, at most {text.max_tokens} tokens",
         "joint space": f"{run.joint_width} dimensions",
     }
@@ -70,7 +72,8 @@ def _use(run: Run) -> str:
         lines.append('model.encode_image(["photo.jpg"]) @ model.encode_text(["a red circle"]).T  # cosines')
     if "itm" in on:
         lines.append('model.match(["photo.jpg"], ["a red circle"])    # probability that they belong together')
-        lines.append('model.ground(["photo.jpg"], ["a red circle"])   # heat map over the patches')
+        if run.regions is None:
+            lines.append('model.ground(["photo.jpg"], ["a red circle"])   # heat map over the patches')
     if "psl" in on:
         lines.append('model.keywords(["photo.jpg"])                   # likely words')
     return "## Use\n\n```python\n" + "\n".join(lines) + "\n```"

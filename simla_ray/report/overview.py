@@ -32,7 +32,7 @@ OBJECTIVES = {
     "answers": "Answers to questions",
     "labels": "Labels of statements",
 }
-METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP", "siglip": "SigLIP", "vilt": "ViLT"}
+METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP", "siglip": "SigLIP", "vilt": "ViLT", "uniter": "UNITER"}
 #: More phase numbers than this are not explained in words.
 MANY = 4
 

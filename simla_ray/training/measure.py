@@ -30,9 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from simla_ray.config.schema import Run
+from simla_ray.config.schema import RegionSource, Run
 from simla_ray.data.collate import collate
 from simla_ray.data.masking import mask_patches, mask_words
+from simla_ray.data.regions import grid_boxes
 from simla_ray.data.sample import stacked
 from simla_ray.errors import UserError
 from simla_ray.types import Batch
@@ -98,6 +99,8 @@ def _sample(run: Run, vocab_size: int, n: int, row: int, rng: np.random.Generato
     }
     if mim is not None:
         sample["patch_mask"] = mask_patches(run.grid, int(mim.mask_ratio * run.grid**2), rng)
+    if run.regions is not None:
+        sample |= _regions(run, rng)
     answers, labels = run.objectives.answers, run.objectives.labels
     if labels is not None:
         sample["label"] = rng.integers(len(labels.classes))
@@ -107,6 +110,21 @@ def _sample(run: Run, vocab_size: int, n: int, row: int, rng: np.random.Generato
         sample["label"] = rng.integers(answers.most)
         sample["answer_ids"] = np.array([CLS_ID, *rng.integers(FIRST_WORD, vocab_size, answers.max_tokens)])
     return sample
+
+
+def _regions(run: Run, rng: np.random.Generator) -> dict[str, Any]:
+    """As many regions as the grid has cells, or ``regions.max`` of them, with their features where these are given."""
+    assert run.regions is not None
+    source, most = run.regions.source, run.regions.max
+    if source is RegionSource.column or source is RegionSource.boxes:
+        corners = np.sort(rng.random((most, 2, 2), dtype=np.float32), axis=1)
+        regions: dict[str, Any] = {"region_boxes": corners.reshape(most, 4)}
+        if source is RegionSource.column:
+            regions["regions"] = rng.random((most, run.regions.width or 1), dtype=np.float32)
+    else:
+        regions = {"region_boxes": grid_boxes(run.regions.grid)}
+    n = len(regions["region_boxes"])
+    return regions | {"n_regions": np.int64(n), "region_hidden": rng.random(n) < run.regions.mask_p}
 
 
 # --- seconds ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ from simla_ray.training.optim import build_optimizer, learning_rate
 from simla_ray.training.whole_step import Vectors, backward_over_step
 from simla_ray.types import Batch, LossTerm
 
+#: Objectives that read another's pass: where one objective is drawn for a step, they come with it.
+RIDES = {"wpa": "itm"}
+
 
 class Losses(nn.Module):
     """Forward and losses of one micro-batch; the module that DistributedDataParallel wraps."""
@@ -201,9 +204,11 @@ def active_at(run: Run, step: int, total: int) -> set[str]:
         phase = next(p for p in run.schedule.phases if step < round(p.until * total) or p.until == 1.0)
         on = [name for name in on if name in phase.objectives]
     elif run.schedule.kind is ScheduleKind.sampled:
-        weights = np.array([run.schedule.mix.get(name, 1.0) for name in on])  # type: ignore[call-overload]
+        drawn = [name for name in on if RIDES.get(name) not in on]
+        weights = np.array([run.schedule.mix.get(name, 1.0) for name in drawn])  # type: ignore[call-overload]
         rng = np.random.default_rng([run.seed, 5, step])
-        on = [on[int(rng.choice(len(on), p=weights / weights.sum()))]]
+        chosen = drawn[int(rng.choice(len(drawn), p=weights / weights.sum()))]
+        on = [chosen, *(name for name in on if RIDES.get(name) == chosen)]
     return set(on)
 
 

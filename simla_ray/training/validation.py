@@ -14,7 +14,7 @@ from simla_ray.types import Batch
 #: Objective -> metrics reported of it.
 REPORTED = ("hard", "accuracy")
 #: Objectives that predict nothing that could be right or wrong.
-WITHOUT_ACCURACY = ("psl", "wpa")
+WITHOUT_ACCURACY = ("psl", "wpa", "mrfr")
 
 
 @torch.no_grad()

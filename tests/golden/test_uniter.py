@@ -69,7 +69,7 @@ def build(folder, dtype):
 
 
 def batch_of(inputs, name, dtype):
-    """A recorded pass as a batch: its words are clean, or masked with their labels; its images are as they are shown."""
+    """A recorded pass as a batch: its words are clean, or masked with their labels; its images are as shown."""
     part = {k.removeprefix(f"{name}."): v for k, v in inputs.items() if k.startswith(f"{name}.")}
     ids, raw = part["input_ids"], inputs["raw.input_ids"]
     B, L = ids.shape
