@@ -13,14 +13,28 @@ class Method(StrEnum):
     siglip = "siglip"
     vilt = "vilt"
     mvptr = "mvptr"
-    mvptr_grid = "mvptr-grid"
     uniter = "uniter"
 
 
 #: Other names of methods; what is stored is the method's own.
 ALIASES = {"vil": Method.vilt}
 #: Names of a method with keys that go with them, over its preset.
-FORMS: dict[str, tuple[Method, dict[str, Any]]] = {"uniter-grid": (Method.uniter, {"regions": {"source": "grid"}})}
+FORMS: dict[str, tuple[Method, dict[str, Any]]] = {
+    "uniter-grid": (Method.uniter, {"regions": {"source": "grid"}}),
+    # Without a detector there are no tags either, and nothing for MCR to recover; PSL is the same idea without tags.
+    "mvptr-grid": (
+        Method.mvptr,
+        {"regions": {"source": "grid"}, "tags": {"source": "none"}, "objectives": {"mcr": None}},
+    ),
+    "mvptr-psl": (
+        Method.mvptr,
+        {
+            "regions": {"source": "grid"},
+            "tags": {"source": "none"},
+            "objectives": {"mcr": None, "psl": {"select": "content", "recommend": "off", "soft_alpha": 0.0}},
+        },
+    ),
+}
 
 
 class Task(StrEnum):

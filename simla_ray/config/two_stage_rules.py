@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from simla_ray.config.enums import ContrastScope, Fusion, TagSource, VisionSource
+from simla_ray.config.enums import ContrastScope, Fusion, KeywordSelect, TagSource, VisionSource
 
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 OWN = ("mcr", "wpg")
 FOREIGN = {
     "mim": "patches",
-    "psl": "keywords that a stack over words and image points out",
     "wpa": "patches",
     "answers": "questions over whole pictures",
     "labels": "statements over whole pictures",
@@ -56,6 +55,9 @@ def two_stage_problems(run: Run) -> Iterator[str]:
     for name, reads in FOREIGN.items():
         if name in on:
             yield f"objectives.{name}: reads {reads}, which text.fusion=two_stage does not have; set it to null"
+    psl = run.objectives.psl if "psl" in on else None
+    if psl is not None and psl.select is KeywordSelect.attention:
+        yield "objectives.psl.select: attention needs words that read the image; use content, tfidf or random"
     if run.teacher is not None:
         yield "teacher: text.fusion=two_stage has no use for one; set teacher=null"
     if run.text.weights is not None:

@@ -39,7 +39,7 @@ def collate(samples: Sample, run: Run, uids: Sequence[str] = (), epochs: Sequenc
     mim_index, mim_weight = _index_lists(patch_mask)
     return Batch(
         **regions_of(column),
-        **_tags(column),
+        **tags_of(column),
         image=_tensor(column["image"]),
         token_ids=ids,
         token_mask=torch.arange(L)[None, :] < n_tokens[:, None],
@@ -82,7 +82,7 @@ def regions_of(column: Sample) -> dict[str, Tensor]:
     return there
 
 
-def _tags(column: Sample) -> dict[str, Tensor]:
+def tags_of(column: Sample) -> dict[str, Tensor]:
     """Tags cut to the image that has most of them, and those that are masked."""
     if "tag_ids" not in column:
         return {}

@@ -14,7 +14,7 @@ from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.regions import WHOLE
 from simla_ray.data.sample import Sample
-from simla_ray.data.schema import OF_REGIONS
+from simla_ray.data.schema import OF_CONCEPTS, OF_REGIONS
 from simla_ray.data.text import clean
 from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
@@ -28,7 +28,7 @@ PAIRS = 64
 class Pair:
     """A caption of a row. ``image`` is what the reader gave, ``name`` its image_id, of a list the path it names.
 
-    ``regions``: columns that the image's regions are made of.
+    ``regions``: columns that the image's regions and tags are made of.
     """
 
     uid: str
@@ -69,7 +69,7 @@ def score_pairs(scorer: Scorer, rows: Iterable[Mapping[str, Any]]) -> Iterator[S
 def _pairs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Pair]:
     for row in rows:
         for caption in row["captions"] or [""]:
-            regions = {name: row[name] for name in OF_REGIONS if name in row}
+            regions = {name: row[name] for name in (*OF_REGIONS, *OF_CONCEPTS) if name in row}
             yield Pair(row["uid"], row["image_id"], caption, row["image"], regions)
 
 
@@ -118,5 +118,7 @@ def _view(scorer: Scorer, pair: Pair) -> Sample:
     """``image`` (3, px, px) uint8, and where the run reads them its regions."""
     decoded = EncodedImage(pair.image, scorer.run.data.max_pixels).rgb()
     view = {"image": to_array(evaluation_view(decoded, scorer.run.vision.image_px))}
-    regions = scorer.maker.regions
-    return view if regions is None else view | regions(pair.regions, np.array(WHOLE), False)
+    regions, tags = scorer.maker.regions, scorer.maker.tags
+    if regions is not None:
+        view |= regions(pair.regions, np.array(WHOLE), False)
+    return view if tags is None else view | tags(pair.regions, np.random.default_rng(0))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from simla_ray.config.schema import Run
-from simla_ray.data.collate import regions_of
+from simla_ray.data.collate import regions_of, tags_of
 from simla_ray.data.questions import answer_ids
 from simla_ray.data.sample import Sample, SampleMaker
 from simla_ray.data.text import Vocabulary, clean
@@ -29,9 +29,10 @@ def seen(samples: Sequence[Sample], which: str = "image") -> Images:
     images = np.stack([sample[which] for sample in samples])
     if "region_boxes" not in samples[0] or which != "image":
         return images
-    names = ("region_boxes", "n_regions", "regions")
+    names = ("region_boxes", "n_regions", "regions", "tag_ids", "n_tags")
     column = {name: np.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
-    return {"image": torch.from_numpy(images), **regions_of(column)}
+    tags = {name: ids for name, ids in tags_of(column).items() if name == "tag_ids"}
+    return {"image": torch.from_numpy(images), **regions_of(column), **tags}
 
 
 class Scorer:
@@ -83,6 +84,9 @@ class Scorer:
 
     def _token_batches(self, images: Images, batch_size: int, towers: Towers) -> Iterator[Tensor]:
         whole = images if isinstance(images, Mapping) else {"image": torch.as_tensor(images)}
+        if self.maker.tags is not None and "tag_ids" not in whole:  # pictures alone have none
+            none = torch.from_numpy(self.maker.tags.ids({}))
+            whole = {**whole, "tag_ids": none.expand(len(whole["image"]), -1)}
         for start in range(0, len(whole["image"]), batch_size):
             part = {name: t[start : start + batch_size].to(self.device) for name, t in whole.items()}
             with autocast(self.run, self.device):
@@ -92,7 +96,9 @@ class Scorer:
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest."""
         limits = self.run.text
-        rows = [self.vocabulary.encode(clean(t, limits.max_words), limits.max_tokens).ids for t in texts]
+        encoded = [self.vocabulary.encode(clean(t, limits.max_words), limits.max_tokens) for t in texts]
+        concepts = self.maker.concepts
+        rows = [one.ids if concepts is None else concepts.ids(one) for one in encoded]
         ids = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad_id)
         mask = np.zeros(ids.shape, dtype=bool)
         for i, row in enumerate(rows):

@@ -19,12 +19,12 @@ def forward(model: Model, batch: Batch, objectives: Objectives, needs: Needs, *,
     """All passes of one micro-batch, by the fusion family of the model; ``itm_eps``: see ``forward_cross``."""
     if needs.question:
         return forward_question(model, batch, objectives, needs)
+    if isinstance(model.student.vision, TaggedRegionTower):
+        return forward_two_stage(model, batch, objectives, needs, itm_eps=itm_eps)
     if isinstance(model.student.merging, RegionMerging):
         return forward_regions(model, batch, objectives, needs)
     if model.student.merging is not None:
         return forward_merged(model, batch, objectives, needs)
-    if isinstance(model.student.vision, TaggedRegionTower):
-        return forward_two_stage(model, batch, objectives, needs, itm_eps=itm_eps)
     if needs.towers_alone and model.teacher is None:
         return forward_dual(model, batch)
     return forward_cross(model, batch, objectives, needs, itm_eps=itm_eps)

@@ -73,6 +73,9 @@ def forward_two_stage(
     # The mask is not that of the masked ids: a random id may be that of [PAD].
     image = tower.states(tags, batch.tag_ids != 0, features, batch.region_boxes, there)
     regions = image[:, G:]
+    if needs.psl:
+        record.image_vec = student.image_vector(image)
+        record.concept_logits = student.concept_head(record.image_vec)
     if needs.text_only:
         record.text_vec = record.text_key = student.text_vector(words)
         record.image_vec = record.image_key = student.image_vector(image)

@@ -15,7 +15,7 @@ from simla_ray.config.schema import RegionSource, Run
 from simla_ray.errors import UserError
 from simla_ray.models.dropout import Dropout
 from simla_ray.models.region_merging import RegionMerging
-from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry
+from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry, grid_cells
 from simla_ray.models.stack import Attentions, Read, Stack
 from simla_ray.models.text import Embeddings, MlmHead, bert_init
 
@@ -48,6 +48,7 @@ class TaggedRegionTower(nn.Module):
         self.encoder = bert_layers(run, text.depth // 2)
         self.tag_head = MlmHead(text.width, vocab_size).apply(bert_init) if tag_head else None
         bert_init(self.regions)
+        self.register_buffer("cells", grid_cells(run.regions.grid), persistent=False)
 
     def embed_with(self, embeddings: Embeddings) -> None:
         """Embed tags as the text tower embeds words.
@@ -60,13 +61,17 @@ class TaggedRegionTower(nn.Module):
         self,
         image: Tensor,
         tag_ids: Tensor,
-        regions: Tensor | None,
-        region_boxes: Tensor,
-        region_mask: Tensor,
+        regions: Tensor | None = None,
+        region_boxes: Tensor | None = None,
+        region_mask: Tensor | None = None,
     ) -> Tensor:
         """Tokens (B, 1 + R, D): [CLS] and the regions, of which rows of zeros are not there; arguments as ``Batch`` has
-        them.
+        them. Of a picture that comes without boxes the regions are the cells of the grid.
         """
+        if region_boxes is None:
+            region_boxes = self.cells.expand(len(image), -1, -1)
+        if region_mask is None:
+            region_mask = torch.ones(region_boxes.shape[:2], dtype=torch.bool, device=image.device)
         tags = self.embeddings.word_embeddings(tag_ids)
         states = self.states(tags, tag_ids != 0, self.look(image, regions, region_boxes), region_boxes, region_mask)
         seen = states[:, tag_ids.shape[1] :] * region_mask[:, :, None]
