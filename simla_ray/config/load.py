@@ -29,8 +29,8 @@ from simla_ray.errors import UserError
 AXES = ("size", "method", "variant")
 #: What fine-tuning takes over from the run whose weights it starts from.
 INHERITED = (
-    "method", "size", "variant", "joint_width", "queue", "teacher", "temperature", "world", "data", "vision", "text",
-    "codes", "objectives", "batch", "optim", "checkpoint", "eval", "precision",
+    "method", "size", "variant", "joint_width", "queue", "teacher", "temperature", "world", "data", "vision", "regions",
+    "tags", "text", "concepts", "codes", "objectives", "batch", "optim", "checkpoint", "eval", "precision",
 )  # fmt: skip
 #: Keys that say where towers and codes came from; fine-tuning has them from the run it starts from.
 STARTS = {"vision": ("weights",), "text": ("weights",), "codes": ("source",)}

@@ -26,6 +26,7 @@ HEADS = (
     "student.concept_head.",
     "student.merging.pooler.",
     "student.vision.mask_embedding",
+    "student.vision.tag_head.",
     "student.region_regression.",
     "student.region_classifier.",
     "region_codes.",

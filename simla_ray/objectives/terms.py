@@ -113,7 +113,8 @@ def loss_terms(
         psl, logits = objectives.psl, record.concept_logits
         assert psl is not None and logits is not None
         chosen = select_keywords(record.cls_attention, batch.keyword_ok, batch.word_start, batch.keyword_prior, psl)
-        target = keyword_targets(batch.token_ids, chosen, logits.shape[1], cls_id, logits.dtype)
+        words = batch.token_ids if batch.is_concept is None else batch.token_ids.masked_fill(batch.is_concept, cls_id)
+        target = keyword_targets(words, chosen, logits.shape[1], cls_id, logits.dtype)
         terms["psl"] = psl_loss(logits, target, record.concept_teacher, alphas["psl"], psl, keyword_columns)
     if "wpa" in active:
         wpa = objectives.wpa

@@ -11,11 +11,13 @@ from typing import Any
 
 from simla_ray.config.enums import Fusion, Method
 from simla_ray.config.schema import CodesKind, Run, Stem
+from simla_ray.data.concepts import CONCEPTS
 from simla_ray.data.sources import read_column
 from simla_ray.errors import UserError
 from simla_ray.orchestration.cluster import Cluster
 from simla_ray.orchestration.prepare import Prepared
 from simla_ray.orchestration.region_fallbacks import uniter_fallbacks
+from simla_ray.orchestration.two_stage_fallbacks import mvptr_fallbacks
 from simla_ray.whole import write_whole
 
 PACKAGES = (
@@ -53,6 +55,15 @@ def write_manifest(
         "fallbacks": fallbacks(run),
         "licenses": licenses(prepared),
     }
+    concepts = prepared.vocabulary.concepts
+    if concepts is not None:
+        manifest["concepts"] = {
+            "known": len(concepts),
+            "new": concepts.new,
+            "captions": concepts.captions,
+            "min_count": concepts.min_count,
+            "sha256": concepts.digest,
+        }
     if start is not None:
         manifest["start"] = start
     write_whole(stored, json.dumps(manifest, indent=1))
@@ -62,12 +73,19 @@ def check_data(folder: Path, run: Run, prepared: Prepared) -> None:
     """Refuse to go on over other data than the run began with: its cursor counts rows of those files.
 
     Raises:
-        UserError: the training files of the manifest were changed, added to or removed.
+        UserError: the training files of the manifest were changed, added to or removed, or the concepts were: the
+            weights know them by their ids.
     """
     stored = folder / "manifest.json"
     if not stored.exists():
         return
-    was, now = json.loads(stored.read_text())["data"]["train"], prepared.describe(run)["train"]
+    manifest, concepts = json.loads(stored.read_text()), prepared.vocabulary.concepts
+    if concepts is not None and manifest.get("concepts", {}).get("sha256") not in (None, concepts.digest):
+        raise UserError(
+            f"text.concepts: {prepared.folder / CONCEPTS} changed since {folder.name} began; restore it, or give "
+            "the run another --name"
+        )
+    was, now = manifest["data"]["train"], prepared.describe(run)["train"]
     if was["fingerprint"] != now["fingerprint"]:
         raise UserError(
             f"data.train: the files of {folder.name} changed since it began: {was['rows']} rows then, "
@@ -83,6 +101,8 @@ def fallbacks(run: Run) -> list[str]:
         if run.text.vocab == "train":
             found.append("vocabulary: trained on the captions in place of CLIP's")
         return found
+    if run.method is Method.mvptr:
+        return mvptr_fallbacks(run)
     if run.method is Method.uniter:
         return uniter_fallbacks(run)
     if run.text.fusion is Fusion.merged:

@@ -29,10 +29,13 @@ OBJECTIVES = {
     "mim": "Masked image",
     "psl": "Keywords (pseudo-supervised)",
     "wpa": "Words to patches (optimal transport)",
+    "mcr": "Masked tags",
+    "wpg": "Phrases to regions",
     "answers": "Answers to questions",
     "labels": "Labels of statements",
 }
 METHODS = {"simla": "SIMLA", "albef": "ALBEF", "clip": "CLIP", "siglip": "SigLIP", "vilt": "ViLT", "uniter": "UNITER"}
+METHODS |= {"mvptr": "MVPTR"}
 #: More phase numbers than this are not explained in words.
 MANY = 4
 

@@ -101,6 +101,13 @@ def _sample(run: Run, vocab_size: int, n: int, row: int, rng: np.random.Generato
         sample["patch_mask"] = mask_patches(run.grid, int(mim.mask_ratio * run.grid**2), rng)
     if run.regions is not None:
         sample |= _regions(run, rng)
+    if run.text.concepts:
+        sample |= _with_concepts(run, sample, vocab_size, rng)
+    if run.tags is not None:
+        n_tags = run.tags.max_tokens
+        chosen = (np.arange(n_tags) > 0) & (rng.random(n_tags) < (run.objectives.mcr.p if run.objectives.mcr else 0))
+        tags = np.append(CLS_ID, rng.integers(FIRST_WORD, vocab_size, n_tags - 1))
+        sample |= {"tag_ids": tags, "masked_tag_ids": tags, "mcr_chosen": chosen, "n_tags": np.int64(n_tags)}
     answers, labels = run.objectives.answers, run.objectives.labels
     if labels is not None:
         sample["label"] = rng.integers(len(labels.classes))
@@ -110,6 +117,18 @@ def _sample(run: Run, vocab_size: int, n: int, row: int, rng: np.random.Generato
         sample["label"] = rng.integers(answers.most)
         sample["answer_ids"] = np.array([CLS_ID, *rng.integers(FIRST_WORD, vocab_size, answers.max_tokens)])
     return sample
+
+
+def _with_concepts(run: Run, sample: dict[str, Any], vocab_size: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The arrays of a text with as many concepts behind it as fit, and one token for [SEP]."""
+    n, length = int(sample["n_tokens"]), run.text.length
+    here = np.arange(length)
+    is_concept = (here >= n) & (here < length - 1)
+    ids = np.where(is_concept, vocab_size + rng.integers(0, run.concepts.most, length), CLS_ID)
+    longer: dict[str, Any] = {"n_tokens": np.int64(length), "is_concept": is_concept}
+    for name in ("token_ids", "masked_ids", "word_start", "mlm_chosen", "keyword_ok"):
+        longer[name] = np.where(here < n, np.resize(sample[name], length), ids if name.endswith("_ids") else 0)
+    return longer | {name: longer[name].astype(bool) for name in ("mlm_chosen", "keyword_ok")}
 
 
 def _regions(run: Run, rng: np.random.Generator) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def build(folder, dtype):
     shape |= {"regions.source": "column", "regions.max": meta["max_regions"], "regions.width": meta["detector_dim"]}
     shape |= {"regions.grid": 1, "joint_width": text["hidden_size"], "data.augment": "crop"}
     shape |= {"batch.micro": meta["batch"], "batch.global": meta["batch"], "ray.workers": 1}
-    run = load_run(overrides={"method": "mvptr", "size": "base", **shape, "data.decode_cpus": 1})
+    run = load_run(overrides={"method": "mvptr", "variant": "official", "size": "base", **shape, "data.decode_cpus": 1})
     model = Model(run, meta["word_ids"]).double()
     state = {}
     for name, tensor in load_file(folder / "state_step0.safetensors").items():

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import torch
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
+from simla_ray.data.concept_tokens import concepts_for
+from simla_ray.data.phrases import phrases_of
+from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.forward import Needs, Negatives, forward_cross
 from simla_ray.models.model import Model
 from simla_ray.objectives.terms import loss_terms
@@ -121,3 +125,11 @@ def run_forward(model: Model, run: Run, batch: Batch, active=None, alpha=0.4, gi
 
 
 __all__ = ["CLS", "CODES", "NAMES", "SUBSETS", "VOCAB", "B", "L", "N", "Negatives", "P"]
+
+
+def with_concepts(vocabulary, rows, run):
+    """The vocabulary with the phrase concepts of some rows' captions."""
+    captions = [clean(c, run.text.max_words) for row in rows for c in row["captions"]]
+    counts = Counter(p.concept for caption in captions for p in phrases_of(caption.split()))
+    concepts = concepts_for(run, vocabulary, counts, len(captions))
+    return Vocabulary(vocabulary.tokenizer, vocabulary.frequency, vocabulary.answers, concepts)
