@@ -1,6 +1,7 @@
 import numpy as np
 
-from simla_ray.data.masking import mask_patches, mask_words
+from simla_ray.data.masking import mask_patches, mask_regions, mask_words
+from simla_ray.data.regions import grid_boxes
 
 
 def test_words_are_masked_80_10_10_and_never_specials():
@@ -56,3 +57,26 @@ def test_whole_words_are_chosen_with_all_their_pieces():
         fates = (masked.ids == 3)[masked.chosen]
         mixed += 0 < fates.mean() < 1
     assert abs(np.mean(share) - 0.3) < 0.02 and mixed == 50
+
+
+def test_regions_are_masked_alone_where_they_do_not_overlap_and_at_least_one_is():
+    rng = np.random.default_rng(0)
+    cells = grid_boxes(4)
+    counts = [mask_regions(cells, 0.15, rng, overlaps=True).sum() for _ in range(4000)]
+    assert min(counts) == 1
+    none = 0.85**16  # these get one
+    assert abs(np.mean(counts) - (16 * 0.15 + none)) < 0.1
+
+
+def test_what_shows_a_hidden_region_is_hidden_with_it():
+    """The whole image shows an object; an object shows little of the image; a detector's regions are left alone."""
+    boxes = np.array([[0, 0, 1, 1], [0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9], [0.1, 0.15, 0.4, 0.45]])
+    seen = {overlaps: set() for overlaps in (True, False)}
+    for overlaps, found in seen.items():
+        rng = np.random.default_rng(1)
+        for _ in range(2000):
+            found.add(tuple(mask_regions(boxes, 0.2, rng, overlaps=overlaps).tolist()))
+    assert (True, False, False, False) in seen[True]
+    for whole, first, second, beside in seen[True]:
+        assert first == beside and (whole or not (first or second))
+    assert (False, True, False, False) in seen[False]

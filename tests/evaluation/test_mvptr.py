@@ -1,4 +1,4 @@
-"""Evaluation over tags, regions and phrase concepts: what is shared by pairs changes no score, and pictures alone do."""
+"""Evaluation over tags, regions and phrase concepts: what pairs share changes no score, and pictures alone will do."""
 
 import numpy as np
 import pytest
