@@ -83,6 +83,11 @@ def _yaml_off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def _null_is_none(value: Any) -> Any:
+    """What lies under a mapping cannot be taken away by another, but by null."""
+    return {} if value is None else value
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 ObjectiveName = Literal[
     "itc", "itm", "mlm", "mim", "psl", "wpa", "mrfr", "mrc", "mrckl", "mcr", "wpg", "answers", "labels"
@@ -399,7 +404,9 @@ class Phase(Section):
 class Schedule(Section):
     kind: ScheduleKind = identity(ScheduleKind.joint, "all every step, one drawn per step, or phases")
     phases: list[Phase] = identity([], "phases only: in order, the last until 1.0")
-    mix: dict[ObjectiveName, float] = identity({}, "sampled only: relative frequency per objective; others count 1")
+    mix: Annotated[dict[ObjectiveName, float], BeforeValidator(_null_is_none)] = identity(
+        {}, "sampled only: relative frequency per objective, others count 1; null: all of them, over a preset's"
+    )
 
 
 class Batch(Section):

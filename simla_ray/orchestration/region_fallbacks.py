@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simla_ray.config.enums import RegionSource
+from simla_ray.config.enums import RegionSource, ScheduleKind
 from simla_ray.config.schema import Run
 
 
@@ -36,5 +36,7 @@ def uniter_fallbacks(run: Run) -> list[str]:
         found.append("vocabulary: trained on the captions in place of bert-base-cased's")
     elif run.text.vocab != "bert-base-cased":
         found.append(f"vocabulary: {run.text.vocab} in place of bert-base-cased")
+    if run.schedule.kind is not ScheduleKind.sampled:
+        found.append(f"schedule: {run.schedule.kind} in place of a task a step")
     found.append("ITM: half of a micro-batch, with images from it, in place of p = 0.5 and the whole data set")
     return found

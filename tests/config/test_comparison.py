@@ -6,6 +6,7 @@ import pytest
 
 from simla_ray.config.comparison import Comparison, load_comparison, to_yaml
 from simla_ray.config.controlled import HELD, MAY_BE_WITHOUT, OF_FUSION, is_held, unheld
+from simla_ray.config.enums import Method
 from simla_ray.config.load import difference, leaf_kinds, load_run, preset
 from simla_ray.config.schema import Data, Run
 from simla_ray.errors import UserError
@@ -146,7 +147,7 @@ def test_mistakes_of_one_entry_and_of_all_come_at_once(shared):
         "comparison.reference: simba is not one of the chosen entries (clip, simla, mine); did you mean simla?; "
         "choose it too, or name another",
         "optim.lrr: unknown key; did you mean optim.lr?",
-        "comparison.entries.mine.method: simba is not one of simla, albef, clip, siglip, vilt; did you mean simla?",
+        f"comparison.entries.mine.method: simba is not one of {', '.join(Method)}; did you mean simla?",
         "comparison.entries.mine.objectives.psl.wieght: unknown key; did you mean objectives.psl.weight?",
     ]
 

@@ -1,12 +1,17 @@
 """Boxes follow the view, in shares of it; rows that have no regions are dropped with the reason."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simla_ray.config.load import load_run
+from simla_ray.data.blocks import table_block
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import build_index
+from simla_ray.data.map_functions import BlockMaker, WindowReader
+from simla_ray.data.order import Order, Position
 from simla_ray.data.region_source import with_regions
 from simla_ray.data.regions import WHOLE, RegionMaker, follow, grid_boxes, region_columns
 from simla_ray.data.sample import SampleMaker, stacked
@@ -119,8 +124,6 @@ def test_a_batch_has_masks_and_is_as_wide_as_its_fullest_image(world_rows, vocab
 
 def test_the_source_is_decided_by_the_columns_that_every_set_has(world_files):
     def index(columns):
-        import pyarrow.parquet as pq
-
         table = pq.read_table(world_files / "val.parquet").select(["uid", "image", "captions", *columns])
         file = world_files / f"{'-'.join(columns) or 'none'}.parquet"
         pq.write_table(table, file)
@@ -152,3 +155,28 @@ def test_rules_name_the_key(keys, line):
     with pytest.raises(UserError) as error:
         load_run(overrides={**REGIONS, **keys})
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["boxes", "column", "grid"])
+def test_blocks_of_the_stream_hold_what_single_samples_are(source, world_rows, vocabulary, tmp_path):
+    """Boxes and features on their way through the stream's tables; a row without them is dropped by its reason."""
+    run = region_run(source=source, width=2, max=6, grid=2)
+    rows = [row | {"region_feats": [[i, 0.5] for i in range(len(row["boxes"]))]} for row in world_rows["train"][:4]]
+    rows[2] = rows[2] | {"boxes": None}
+    kept = ("uid", "image", "captions", "boxes", "region_feats")
+    pq.write_table(pa.Table.from_pylist([{k: row[k] for k in kept} for row in rows]), tmp_path / "rows.parquet")
+    index = build_index([str(tmp_path / "rows.parquet")], None, [], "data.train")
+    order = Order((4,), 1, 4, 0)
+    reader = WindowReader(index, order, columns=region_columns(run))
+    window = next(order.windows(0, Position(), {}))
+    (block,) = [table_block(table) for rows in reader.read([window]) for table in BlockMaker(run, vocabulary)(rows)]
+    make = SampleMaker(run, vocabulary, training=True)
+    by_uid = {row["uid"]: row | {"image_id": row["uid"]} for row in rows}
+    for i, uid in enumerate(block["uid"]):
+        if block["drop"][i]:
+            assert block["drop"][i] == "boxes_missing" and uid == rows[2]["uid"] and source != "grid"
+            continue
+        sample = make(by_uid[uid], 0)
+        for name, values in sample.items():
+            np.testing.assert_array_equal(block[name][i], values, err_msg=name)
+    assert (source == "grid") is not any(block["drop"])

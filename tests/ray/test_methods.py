@@ -70,3 +70,17 @@ def test_vilt_matches_words_and_patches_at_any_number_of_workers(start):
     manifest = json.loads((one / "manifest.json").read_text())
     assert manifest["label"] == "vilt-tiny" and manifest["fallbacks"][0].startswith("towers: none; patches of 8 px")
     assert not (one / "prepared" / "codes.safetensors").exists() and (one / "report.html").is_file()
+
+
+def test_uniter_reads_boxes_or_cells_at_any_number_of_workers(start):
+    (one, summary), (two, _) = start("uniter", 1), start("uniter", 2)
+    assert len(losses(one)) == 6
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert a.keys() == b.keys()
+        assert b == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in a.items()}
+    assert set(summary["eval"]) == {"data", "retrieval", "match", "words"}
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert manifest["label"] == "uniter-boxes-tiny" and manifest["fallbacks"][0].startswith("regions: annotated boxes")
+    assert (one / "prepared" / "region_codes.safetensors").exists() and (one / "report.html").is_file()
+    grid, _ = start("uniter-grid", 1)
+    assert json.loads((grid / "manifest.json").read_text())["label"] == "uniter-grid-tiny"

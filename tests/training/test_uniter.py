@@ -16,7 +16,8 @@ from simla_ray.training.step import Losses, Step, active_at
 from simla_ray.training.validation import fixed_losses
 
 CPU = torch.device("cpu")
-KEYS = ["batch.global=32", "optim.warmup_steps=5", "ray.workers=1", "codes.n=8"]
+TASKS = "{kind: sampled, phases: [], mix: {mlm: 8, itm: 6, mrfr: 4, mrckl: 4}}"
+KEYS = [f"schedule={TASKS}", "batch.global=32", "optim.warmup_steps=5", "ray.workers=1", "codes.n=8"]
 FEATURES = {"column": ["regions.source=column", "regions.width=12"], "boxes": ["regions.source=boxes"]}
 
 
