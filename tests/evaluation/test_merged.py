@@ -18,7 +18,7 @@ from .conftest import make_scorer, on_ranks
 
 @pytest.fixture(scope="module")
 def merged(vocabulary):
-    return make_scorer(vocabulary, method="vilt")
+    return make_scorer(vocabulary, method="vilt", vision__depth=2, vision__patch_px=8)
 
 
 @pytest.fixture

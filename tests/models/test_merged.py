@@ -16,7 +16,7 @@ from simla_ray.models.stack import Attentions
 from simla_ray.objectives.terms import loss_terms
 from tests.models.toy import CLS, SHAPE, VOCAB, B, L, N, make_batch, make_model
 
-KEYS = {k: v for k, v in SHAPE.items() if not k.startswith(("objectives.", "teacher", "queue"))}
+KEYS = {k: v for k, v in SHAPE.items() if not k.startswith(("objectives.", "teacher", "queue"))} | {"vision.depth": 2}
 NAMES = ("itm", "mlm", "wpa")
 
 

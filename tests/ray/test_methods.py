@@ -68,7 +68,7 @@ def test_vilt_matches_words_and_patches_at_any_number_of_workers(start):
     assert set(summary["eval"]) == {"data", "retrieval", "match", "grounding", "words"}
     assert summary["eval"]["retrieval"]["n_images"] == 24 and "itc" not in summary["eval"]["retrieval"]
     manifest = json.loads((one / "manifest.json").read_text())
-    assert manifest["label"] == "vilt-tiny" and manifest["fallbacks"][0].startswith("towers: none; patches of 8 px")
+    assert manifest["label"] == "vilt-tiny" and manifest["fallbacks"][0].startswith("towers: none; patches of 12 px")
     assert not (one / "prepared" / "codes.safetensors").exists() and (one / "report.html").is_file()
 
 
