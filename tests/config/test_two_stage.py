@@ -64,7 +64,7 @@ def test_retrieval_can_be_fine_tuned_and_questions_are_refused():
     start = load_run(overrides=["method=mvptr"])
     run = load_finetuning(start, overrides=["task=retrieval"])
     assert set(run.objectives.active()) == {"itc", "itm"} and run.tags == start.tags and run.regions == start.regions
-    with pytest.raises(UserError, match="objectives.labels: reads statements over whole pictures"):
+    with pytest.raises(UserError, match=r"objectives.labels: reads statements over whole pictures"):
         load_finetuning(start, overrides=["task=nlvr"])
 
 

@@ -1,4 +1,4 @@
-"""Tags: what they are made of, that they know nothing of captions, their masks, and the decision where they come from."""
+"""Tags: what they are made of, that they know nothing of captions, their masks, and where they come from."""
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_the_source_is_what_every_set_has(world_files, tmp_path, world_rows):
     assert with_tags(run, {"train": tagged, "val": labelled}).tags.source == "box_labels"
     none = with_tags(run, {"train": tagged, "val": index(bare, "bare")})
     assert none.tags.source == "none" and none.objectives.mcr is None and "wpg" in none.objectives.active()
-    with pytest.raises(UserError, match="data.train: no tags in the first rows, which tags.source=column reads"):
+    with pytest.raises(UserError, match=r"data.train: no tags in the first rows, which tags.source=column reads"):
         with_tags(load_run(overrides=[*KEYS, "tags.source=column"]), {"train": labelled})
     alone = [*KEYS, *(f"objectives.{name}=null" for name in ("itc", "itm", "mlm", "wpg")), "eval.best=last"]
     with pytest.raises(UserError, match=r"objectives.mcr: is all that is on"):
