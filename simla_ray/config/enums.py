@@ -80,6 +80,11 @@ class VisionSource(StrEnum):
     regions = "regions"
 
 
+class RegionFeatures(StrEnum):
+    pixels = "pixels"
+    tower = "tower"
+
+
 class RegionSource(StrEnum):
     auto = "auto"
     column = "column"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from simla_ray.config.enums import Augment, RegionSource, VisionSource
+from simla_ray.config.enums import Augment, RegionFeatures, RegionSource, VisionSource
 
 if TYPE_CHECKING:
     from simla_ray.config.schema import Run
@@ -24,6 +24,12 @@ def region_problems(run: Run) -> Iterator[str]:
         return
     if regions.grid**2 > regions.max and regions.source is RegionSource.grid:
         yield f"regions.grid: {regions.grid} x {regions.grid} cells are more than regions.max={regions.max}"
+    tower = regions.features is RegionFeatures.tower
+    if tower and regions.source is RegionSource.column:
+        yield "regions.features: tower, but regions.source=column has its own features; use pixels"
+    if tower is not (regions.weights is not None):
+        use = "name a run, an exported folder or a timm model" if tower else "set it to null"
+        yield f"regions.weights: {regions.weights} with regions.features={regions.features}; {use}"
     if run.data.augment is not Augment.crop and regions.source is not RegionSource.grid:
         yield f"data.augment: {run.data.augment} turns the image away from its boxes; use crop, or regions.source=grid"
     if run.vision.weights is not None:

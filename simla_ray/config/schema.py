@@ -37,6 +37,7 @@ from simla_ray.config.enums import (
     Precision,
     Recommend,
     Reduction,
+    RegionFeatures,
     RegionSource,
     SameImage,
     ScheduleKind,
@@ -171,6 +172,14 @@ class Regions(Section):
     )
     max: int = identity(100, "regions of an image at most; the first of region_feats, the largest of boxes", ge=1)
     grid: int = identity(6, "cells per side of the grid [ours]", ge=1)
+    features: RegionFeatures = identity(
+        RegionFeatures.pixels,
+        "boxes and grid: the region's own pixels, 8 x 8, or the patches under it of a frozen tower [ours]",
+    )
+    weights: str | None = identity(
+        None, "features=tower: the run or exported folder whose image tower it is, or a timm name, with its weights"
+    )
+    tower: Vision | None = identity(None, "what that tower is; null: read off it at the start")
     mask_p: float = identity(0.15, "probability that a region is hidden, for mrfr, mrc and mrckl", gt=0, lt=1)
     width: int | None = identity(None, "column: numbers of a feature; null: those of the first training row", ge=1)
 

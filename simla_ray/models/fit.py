@@ -27,6 +27,7 @@ HEADS = (
     "student.merging.pooler.",
     "student.vision.mask_embedding",
     "student.vision.tag_head.",
+    "student.vision.features.",
     "student.region_regression.",
     "student.region_classifier.",
     "region_codes.",

@@ -185,6 +185,7 @@ class Model(nn.Module):
         student, text = self.student, self.student.text
         _require(getattr(student, "vision_proj", None), contrast)
         _require(getattr(student, "text_proj", None), "itc" in objectives)
+        _require(getattr(student.vision, "features", None), False)  # frozen
         hides = {"mrfr", "mrc", "mrckl"} & objectives
         _require(getattr(student, "region_regression", None), "mrfr" in objectives)
         _require(getattr(student, "region_classifier", None), bool({"mrc", "mrckl"} & objectives))

@@ -12,6 +12,7 @@ from simla_ray.errors import UserError
 from simla_ray.models.dropout import Dropout
 from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry, grid_cells
 from simla_ray.models.stack import LAYER_NORM_EPS
+from simla_ray.models.vision import VisionTower
 
 STYLE = "seven"
 
@@ -31,7 +32,10 @@ class RegionTower(nn.Module):
     def __init__(self, run: Run, *, maskable: bool):
         super().__init__()
         assert run.regions is not None
-        self.features = None if run.regions.source is RegionSource.column else RegionFeatures(None)
+        self.features = None
+        if run.regions.source is not RegionSource.column:
+            described = run.regions.tower
+            self.features = RegionFeatures(VisionTower(described, maskable=False) if described is not None else None)
         features = self.features.width if self.features is not None else run.regions.width
         assert features is not None
         width = run.text.width

@@ -18,6 +18,7 @@ from simla_ray.models.region_merging import RegionMerging
 from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry, grid_cells
 from simla_ray.models.stack import Attentions, Read, Stack
 from simla_ray.models.text import Embeddings, MlmHead, bert_init
+from simla_ray.models.vision import VisionTower
 
 STYLE = "six"
 
@@ -37,7 +38,10 @@ class TaggedRegionTower(nn.Module):
         super().__init__()
         assert run.regions is not None
         text = run.text
-        self.features = None if run.regions.source is RegionSource.column else RegionFeatures(None)
+        self.features = None
+        if run.regions.source is not RegionSource.column:
+            described = run.regions.tower
+            self.features = RegionFeatures(VisionTower(described, maskable=False) if described is not None else None)
         width = self.features.width if self.features is not None else run.regions.width
         assert width is not None
         self.width, self.saves_memory = text.width, False

@@ -13,7 +13,7 @@ from simla_ray.data.codes import kmeans, spread_of
 from simla_ray.data.index import Index
 from simla_ray.models.checkpoint_io import load_tensors, save_tensors
 from simla_ray.models.model import Model
-from simla_ray.models.regions import RegionFeatures
+from simla_ray.orchestration.region_tower import load_region_tower
 
 REGION_CODES = "region_codes.safetensors"
 
@@ -24,9 +24,13 @@ def wants_region_codes(run: Run) -> bool:
 
 def fit_region_codes(run: Run, train: Index, folder: Path, cpus: int) -> None:
     """Fit ``codes.n`` centroids on features of the training images' regions, into ``folder``; needs a running Ray."""
-    make = RegionFeatures(None)
+    with torch.random.fork_rng(devices=[]):
+        model = Model(run, run.text.vocab_size)
+    load_region_tower(model, run)
+    make = model.student.vision.features
 
     def featurise(images: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        assert make is not None  # a column's are not asked for
         return make(torch.from_numpy(images), torch.from_numpy(boxes)).numpy()
 
     points = pipeline.region_features(run, train, featurise, cpus)

@@ -14,6 +14,8 @@ def region_fallbacks(run: Run) -> list[str]:
     if regions is None:
         return found
     made = "their features are their own pixels, 8 x 8, in place of a detector's"
+    if regions.weights is not None:
+        made = f"their features are patches of {Path(regions.weights).name}'s frozen tower in place of a detector's"
     if regions.source is RegionSource.grid:
         found.append(f"regions: {regions.grid} x {regions.grid} cells of the image in place of a detector's; {made}")
     elif regions.source is not RegionSource.column:
@@ -38,5 +40,6 @@ def uniter_fallbacks(run: Run) -> list[str]:
         found.append(f"vocabulary: {run.text.vocab} in place of bert-base-cased")
     if run.schedule.kind is not ScheduleKind.sampled:
         found.append(f"schedule: {run.schedule.kind} in place of a task a step")
+    found.append("words: without [SEP] at their end")
     found.append("ITM: half of a micro-batch, with images from it, in place of p = 0.5 and the whole data set")
     return found

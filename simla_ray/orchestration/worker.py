@@ -35,6 +35,7 @@ from simla_ray.models.precision import autocast_dtype
 from simla_ray.orchestration.group import notice, register, registered
 from simla_ray.orchestration.prepare import Prepared, keyword_columns, load_tokenizer
 from simla_ray.orchestration.prepare_regions import load_region_codes
+from simla_ray.orchestration.region_tower import load_region_tower
 from simla_ray.orchestration.start import load_into
 from simla_ray.orchestration.validation import Validation
 from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
@@ -170,6 +171,7 @@ def build_losses(run: Run, prepared: Prepared, device: torch.device, *, fresh: b
     if fresh:
         _load_start(run, model)
         load_region_codes(model, prepared.folder)
+        load_region_tower(model, run)
     tokenizer = load_tokenizer(run, prepared.folder)
     return Losses(run, model, tokenizer, prepared.vocabulary.cls_id, keyword_columns(run, prepared.vocabulary))
 

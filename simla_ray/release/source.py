@@ -17,6 +17,7 @@ from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_strict, load_tensors
 from simla_ray.models.model import Model
 from simla_ray.models.official import Layout, from_official
+from simla_ray.models.official_uniter import from_official_uniter, is_uniter
 from simla_ray.models.pickles import read_state
 from simla_ray.training.checkpoint import find_checkpoint
 
@@ -154,6 +155,8 @@ def _read_official(file: Path) -> Weights:
     state, foreign = (load_tensors(file), []) if file.suffix == ".safetensors" else read_state(file)
     if any(name.startswith("student.") for name in state):
         raise UserError(f"{file}: holds weights under our names; give the folder it lies in, with its {CONFIG}")
+    if is_uniter(state):
+        return Weights(from_official_uniter(state))
     try:
         official = from_official(state)
     except UserError as error:

@@ -36,8 +36,8 @@ def build_optimizer(model: Model, optim: Optim) -> torch.optim.AdamW:
 
 
 def named_parameters(model: Model) -> list[tuple[str, nn.Parameter]]:
-    """Everything that is trained: all parameters but the teacher's."""
-    return [(n, p) for n, p in model.named_parameters() if not n.startswith("teacher.")]
+    """Everything that is trained: all parameters but the teacher's, and those that features of regions come from."""
+    return [(n, p) for n, p in model.named_parameters() if not n.startswith(("teacher.", "student.vision.features."))]
 
 
 def _decays(name: str, parameter: nn.Parameter, how: NoDecay) -> bool:

@@ -41,13 +41,14 @@ from simla_ray.orchestration.prepare import (
     world_folder,
     world_uri,
 )
+from simla_ray.orchestration.region_tower import with_tower
 from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, find_start, lines_of
 from simla_ray.training.checkpoint import find_checkpoint
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
 FILE_KEYS = ("vision.weights", "text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
-FOLDER_KEYS = ("text.weights", "codes.source")
+FOLDER_KEYS = ("text.weights", "codes.source", "regions.weights")
 #: Values that are no paths, whatever lies in the working directory.
 WORDS = ("train", "en")
 #: Files of a set that every node opens at most, evenly spread over the set; of those in a store only one.
@@ -79,7 +80,7 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
     for key, path in (("codes.source", run.codes.source), ("vision.weights", run.vision.weights)):
         if path is not None and not path.exists():
             raise UserError(f"{key}: {path} does not exist")
-    absolute = with_absolute_paths(run)
+    absolute = with_tower(with_absolute_paths(run))
     if uses_world(run):
         for name in SETS:
             for uri in uris_of(run, name)[0]:
