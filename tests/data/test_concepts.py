@@ -1,5 +1,6 @@
 """Concepts: ids, thresholds, the file, and masking that tells nothing of masked words."""
 
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,9 +11,18 @@ from hypothesis import strategies as st
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Concepts as Config
-from simla_ray.data.concept_tokens import ConceptTokens, concepts_for
+from simla_ray.data.blocks import table_block
+from simla_ray.data.concept_tokens import ConceptTokens, concept_columns, concepts_for
 from simla_ray.data.concepts import Concepts, Said, build_concepts, mask_concepts, said_concepts
+from simla_ray.data.map_functions import BlockMaker, ConceptReader, WindowReader
+from simla_ray.data.order import Position
 from simla_ray.data.phrases import Phrase, phrases_of
+from simla_ray.data.pipeline import order_of
+from simla_ray.data.region_source import with_regions
+from simla_ray.data.regions import region_columns
+from simla_ray.data.sample import SampleMaker
+from simla_ray.data.tag_source import with_tags
+from simla_ray.data.tags import tag_columns
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.errors import UserError
 
@@ -166,3 +176,39 @@ def test_phrases_of_a_column_are_taken_as_they_stand(reads_concepts):
 def test_a_vocabulary_without_concepts_is_refused(vocabulary):
     with pytest.raises(ValueError, match="no concepts"):
         ConceptTokens(SimpleNamespace(), vocabulary)
+
+
+def test_the_job_counts_captions_that_say_a_concept(reads_concepts, world_index, world_rows):
+    """What the tasks of the Ray Data job do, unit by unit, against one pass over all captions."""
+    run, _ = reads_concepts
+    counts, captions = Counter(), 0
+    for block in ConceptReader(run, world_index)({"unit": np.arange(len(world_index.units))}):
+        captions += int(block["captions"][0])
+        for concept, said in zip(block["concept"].tolist(), block["said"].tolist(), strict=True):
+            counts[tuple(json.loads(concept))] += said
+    every = [clean(c, run.text.max_words) for row in world_rows["train"] for c in row["captions"]]
+    assert captions == len(every)
+    assert counts == Counter(p.concept for caption in every for p in phrases_of(caption.split()))
+
+
+def test_tags_and_concepts_come_through_the_stream(reads_concepts, world_index, world_rows):
+    """Rows are read, handed on as tables and made into blocks, as the training stream does it."""
+    run, vocabulary = reads_concepts
+    run = with_tags(with_regions(run, {"train": world_index}), {"train": world_index})
+    assert (run.regions.source, run.tags.source) == ("boxes", "box_labels")
+    columns = (*region_columns(run), *concept_columns(run), *tag_columns(run))
+    order = order_of(run, world_index)
+    windows = [next(order.windows(0, Position(), {}))]
+    tables = WindowReader(world_index, order, columns=columns).read(windows)
+    maker, found = SampleMaker(run, vocabulary, training=True), {}
+    rows = {row["uid"]: row for row in world_rows["train"]}
+    for table in tables:
+        for block in map(table_block, BlockMaker(run, vocabulary)(table)):
+            assert not any(block["drop"])
+            for i, uid in enumerate(block["uid"].tolist()):
+                found[uid] = {name: values[i] for name, values in block.items()}
+    assert len(found) > 30
+    for uid, sample in found.items():
+        alone = maker(rows[uid], int(sample["epoch"]))
+        for name in ("token_ids", "masked_ids", "is_concept", "tag_ids", "masked_tag_ids", "region_boxes"):
+            assert np.array_equal(sample[name], alone[name]), name
