@@ -56,7 +56,7 @@ class Batch:
     region_hidden: Tensor | None = None  # (B, R) bool, masked for the objectives over regions
     mrm_index: Tensor | None = None  # (B, M) int64, hidden regions
     mrm_weight: Tensor | None = None  # (B, M) float32
-    region_soft: Tensor | None = None  # (B, R, C) float32, given classes; None: the codes of their features
+    region_class: Tensor | None = None  # (B, R) int64, 0 for background; None: the codes of their features are classes
     code_image: Tensor | None = None  # (C, 3, px, px) uint8, what the visual codes are read from; None: `image`
     codes: Tensor | None = None  # (C, P) int64, given codes; None: the visual tokenizer makes them
     uid: list[str] = field(default_factory=list)  # host side: who is in here

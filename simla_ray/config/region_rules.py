@@ -22,8 +22,8 @@ def region_problems(run: Run) -> Iterator[str]:
         yield f"regions: {found}, but vision.source={run.vision.source}; regions belong to vision.source=regions alone"
     if regions is None:
         return
-    if regions.grid**2 > regions.max and regions.source is RegionSource.grid:
-        yield f"regions.grid: {regions.grid} x {regions.grid} cells are more than regions.max={regions.max}"
+    if regions.classes is not None and regions.source is RegionSource.grid:
+        yield "regions.classes: cells of regions.source=grid have no box_labels; set it to null"
     tower = regions.features is RegionFeatures.tower
     if tower and regions.source is RegionSource.column:
         yield "regions.features: tower, but regions.source=column has its own features; use pixels"

@@ -170,7 +170,7 @@ class Regions(Section):
         "column: region_feats with boxes; boxes: those of all objects, and the whole image; grid: cells; "
         "auto: the first of them that the training rows have",
     )
-    max: int = identity(100, "regions of an image at most; the first of region_feats, the largest of boxes", ge=1)
+    max: int = identity(100, "column: the first of an image at most; boxes: the largest, the whole image one", ge=1)
     grid: int = identity(6, "cells per side of the grid [ours]", ge=1)
     features: RegionFeatures = identity(
         RegionFeatures.pixels,
@@ -180,6 +180,9 @@ class Regions(Section):
         None, "features=tower: the run or exported folder whose image tower it is, or a timm name, with its weights"
     )
     tower: Vision | None = identity(None, "what that tower is; null: read off it at the start")
+    classes: list[str] | None = identity(
+        None, "names in box_labels that mrc and mrckl predict, others are background; null: codes of features (codes.n)"
+    )
     mask_p: float = identity(0.15, "probability that a region is hidden, for mrfr, mrc and mrckl", gt=0, lt=1)
     width: int | None = identity(None, "column: numbers of a feature; null: those of the first training row", ge=1)
 

@@ -23,6 +23,7 @@ ENCODED = pa.struct(
         "asked": pa.string(),  # questions or statements, as JSON
         "images": pa.list_(pa.large_binary()),
         "boxes": pa.list_(pa.list_(pa.float32())),
+        "box_labels": pa.list_(pa.string()),
         "region_feats": pa.list_(pa.list_(pa.float32())),
         **dict.fromkeys(("tags", "box_labels"), pa.list_(pa.string())),
         "phrases": pa.list_(pa.struct({"text": pa.string()})),

@@ -76,6 +76,8 @@ def regions_of(column: Sample) -> dict[str, Tensor]:
     there["region_mask"] = torch.from_numpy(np.arange(R)[None, :] < n[:, None])
     if "regions" in column:
         there["regions"] = _tensor(column["regions"][:, :R])
+    if "region_class" in column:
+        there["region_class"] = _tensor(column["region_class"][:, :R])
     if "region_hidden" in column:
         there["region_hidden"] = _tensor(column["region_hidden"][:, :R])
         there["mrm_index"], there["mrm_weight"] = _index_lists(column["region_hidden"][:, :R])

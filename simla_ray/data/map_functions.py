@@ -150,7 +150,7 @@ def _blank(make: SampleMaker) -> Sample:
     if run.objectives.labels is not None:
         asked = {"statements": [{"text": "a", "label": run.objectives.labels.classes[0]}], "images": [image, image]}
     if run.regions is not None:
-        asked |= {"boxes": [WHOLE], "region_feats": [[0.0] * (run.regions.width or 0)]}
+        asked |= {"boxes": [WHOLE], "box_labels": [""], "region_feats": [[0.0] * (run.regions.width or 0)]}
     return make({"uid": "", "image_id": "", "image": image, "captions": ["a"], **asked}, 0)
 
 

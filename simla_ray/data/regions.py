@@ -21,8 +21,10 @@ COLUMNS = {RegionSource.column: ("boxes", "region_feats"), RegionSource.boxes: (
 
 
 def region_columns(run: Run) -> tuple[str, ...]:
-    """Columns of the row that the regions of a run come from; its source is decided."""
-    return COLUMNS[run.regions.source] if run.regions is not None else ()
+    """Columns of the row that the regions of a run, and their classes, come from; its source is decided."""
+    if run.regions is None:
+        return ()
+    return COLUMNS[run.regions.source] + (("box_labels",) if run.regions.classes is not None else ())
 
 
 def grid_boxes(side: int) -> np.ndarray:
@@ -66,6 +68,7 @@ class RegionMaker:
         self.hides = bool({"mrfr", "mrc", "mrckl"} & set(run.objectives.active()))
         self.regions, self.source = run.regions, run.regions.source
         self.cells = grid_boxes(run.regions.grid)
+        self.number = {name: i for i, name in enumerate(run.regions.classes or (), 1)}
 
     @property
     def whole_view(self) -> bool:
@@ -73,24 +76,43 @@ class RegionMaker:
         return self.source is RegionSource.column
 
     def __call__(self, row: Mapping[str, Any], crop: np.ndarray, flipped: bool) -> dict[str, np.ndarray]:
-        """``region_boxes`` (max, 4) float32, ``n_regions``, and of a column ``regions`` (max, width) float32.
+        """``region_boxes`` (max, 4) float32, ``n_regions``, of a column ``regions`` (max, width) float32, and with
+        ``regions.classes`` ``region_class`` (max,) int64, 0 for background.
 
         Args:
             crop, flipped: as ``follow`` takes them.
 
         Raises:
-            DropRow: boxes_missing, boxes_unreadable, region_feats_missing, region_feats_unlike_boxes,
-                region_feats_unreadable, region_feats_width.
+            DropRow: boxes_missing, boxes_unreadable, box_labels_unlike_boxes, region_feats_missing,
+                region_feats_unlike_boxes, region_feats_unreadable, region_feats_width.
         """
         if self.source is RegionSource.grid:
             return {"region_boxes": self.cells, "n_regions": np.int64(len(self.cells))}
         boxes = boxes_of(row)
+        classes = self._classes(row, boxes)
         if self.source is RegionSource.column:
-            return self._column(row, boxes)
+            return self._column(row, boxes) | self._padded_classes(classes)
         cut, kept = follow(boxes, crop, flipped)
         cut = np.concatenate([np.array([WHOLE], np.float32), cut[kept]])
-        cut = cut[np.argsort(-_area(cut), kind="stable")][: self.regions.max]
-        return {"region_boxes": _padded(cut, self.regions.max), "n_regions": np.int64(len(cut))}
+        order = np.argsort(-_area(cut), kind="stable")[: self.regions.max]
+        regions = {"region_boxes": _padded(cut[order], self.regions.max), "n_regions": np.int64(len(order))}
+        return regions | self._padded_classes(np.concatenate([[0], classes[kept]])[order])
+
+    def _classes(self, row: Mapping[str, Any], boxes: np.ndarray) -> np.ndarray:
+        """(n,) int64 class of each box: its label's number from 1 on, 0 for other labels."""
+        if not self.number:
+            return np.zeros(len(boxes), np.int64)
+        labels = row.get("box_labels")
+        if labels is None or len(labels) != len(boxes):
+            raise DropRow("box_labels_unlike_boxes")
+        return np.array([self.number.get(label, 0) for label in labels], np.int64)
+
+    def _padded_classes(self, classes: np.ndarray) -> dict[str, np.ndarray]:
+        if not self.number:
+            return {}
+        out = np.zeros(self.regions.max, np.int64)
+        out[: len(classes)] = classes[: self.regions.max]
+        return {"region_class": out}
 
     def hidden(self, sample: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
         """``region_hidden`` (max,) bool of a sample's regions; nothing where no objective reads it."""

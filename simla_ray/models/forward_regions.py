@@ -11,6 +11,7 @@ WPA reads ITM's pass; MRFR, MRC and MRC-kl, where several are on at once, share 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from simla_ray.config.schema import Objectives
@@ -97,8 +98,9 @@ def _recover(model: Model, batch: Batch, needs: Needs, record: Record, states: T
 
 
 def _classes(model: Model, batch: Batch, features: Tensor, index: Tensor) -> Tensor:
-    """(B, M, C) soft classes of the hidden regions: the batch's own, else by the nearest codes of their features."""
-    if batch.region_soft is not None:
-        return batch.region_soft.gather(1, index[:, :, None].expand(-1, -1, batch.region_soft.shape[-1]))
+    """(B, M, C) classes of the hidden regions: the annotated ones, else softly those of the nearest codes."""
+    if batch.region_class is not None:
+        classes = model.student.region_classifier[-1].out_features
+        return F.one_hot(batch.region_class.gather(1, index), classes).to(features.dtype)
     assert model.region_codes is not None
     return model.region_codes(features)

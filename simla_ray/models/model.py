@@ -64,7 +64,7 @@ class Towers(nn.Module):
         if needs.mrfr:
             self.region_regression = RegionRegression(width, self.vision.img_linear.in_features)
         if needs.mrc or needs.mrckl:
-            self.region_classifier = region_classifier(width, run.codes.n + 1)
+            self.region_classifier = region_classifier(width, region_classes(run))
         if (needs.text_only or needs.psl) and not merged:
             self.vision_proj = nn.Linear(width, run.joint_width, bias=not staged)
         if needs.text_only and not merged:
@@ -157,7 +157,7 @@ class Model(nn.Module):
         if run.teacher is not None and needs_of(run).teacher:
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
         self.region_codes = None
-        if {"mrc", "mrckl"} & set(on):
+        if {"mrc", "mrckl"} & set(on) and _regions_are_coded(run):
             self.region_codes = RegionCodes(run.codes.n, self.student.vision.img_linear.in_features)
         self.queue = Queue(run.queue, run.joint_width) if run.queue and "itc" in on else None
 
@@ -220,6 +220,16 @@ class Model(nn.Module):
 def needs_of(run: Run) -> Needs:
     """What the objectives of a whole run ask for, over all phases."""
     return Needs.of(run.objectives, set(run.objectives.active()), has_teacher=run.teacher is not None)
+
+
+def region_classes(run: Run) -> int:
+    """Classes of regions, background included."""
+    classes = run.regions.classes if run.regions is not None else None
+    return 1 + (run.codes.n if classes is None else len(classes))
+
+
+def _regions_are_coded(run: Run) -> bool:
+    return run.regions is not None and run.regions.classes is None
 
 
 def vision_width(run: Run) -> int:

@@ -20,12 +20,14 @@ def mrfr_loss(prediction: Tensor, target: Tensor, weight: Tensor) -> LossTerm:
 
 
 def mrc_loss(logits: Tensor, target: Tensor, weight: Tensor) -> LossTerm:
-    """Masked region classification: cross-entropy to the likeliest class that is not background, mean over regions.
+    """Masked region classification: cross-entropy to the likeliest class that is not background, mean over regions
+    that are not surely background.
 
     Args:
         logits: (B, M, C); target: (B, M, C) soft classes, of which 0 is background. weight: (B, M).
     """
     label = target[..., 1:].argmax(-1) + 1
+    weight = weight * (target[..., 1:].sum(-1) > 0)
     each = -_wide(logits).log_softmax(-1).gather(-1, label[..., None])[..., 0]
     return _term(each, weight, {"accuracy": _mean((logits.argmax(-1) == label).to(each.dtype), weight)})
 
@@ -42,7 +44,7 @@ def mrckl_loss(logits: Tensor, target: Tensor, weight: Tensor, reduction: Reduct
     each = (torch.xlogy(target, target) - target * _wide(logits).log_softmax(-1)).sum(-1)
     if reduction is Reduction.element:
         each = each / logits.shape[-1]
-    hit = (logits[..., 1:].argmax(-1) == target[..., 1:].argmax(-1)).to(each.dtype)
+    hit = (logits.argmax(-1) == target.argmax(-1)).to(each.dtype)
     return _term(each, weight, {"accuracy": _mean(hit, weight)})
 
 

@@ -19,7 +19,9 @@ REGION_CODES = "region_codes.safetensors"
 
 
 def wants_region_codes(run: Run) -> bool:
-    return bool({"mrc", "mrckl"} & set(run.objectives.active()))
+    """Whether regions have no classes but their codes."""
+    coded = run.regions is not None and run.regions.classes is None
+    return coded and bool({"mrc", "mrckl"} & set(run.objectives.active()))
 
 
 def fit_region_codes(run: Run, train: Index, folder: Path, cpus: int) -> None:

@@ -21,7 +21,9 @@ def region_fallbacks(run: Run) -> list[str]:
     elif regions.source is not RegionSource.column:
         found.append(f"regions: annotated boxes of all objects and the whole image in place of a detector's; {made}")
     if {"mrc", "mrckl"} & set(run.objectives.active()):
-        found.append(f"region classes: {run.codes.n} codes of their features, softly, in place of a detector's classes")
+        coded = f"{run.codes.n} codes of their features, softly"
+        classes = coded if regions.classes is None else f"{len(regions.classes)} annotated ones"
+        found.append(f"region classes: {classes}, in place of a detector's")
     return found
 
 

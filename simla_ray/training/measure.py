@@ -143,6 +143,8 @@ def _regions(run: Run, rng: np.random.Generator) -> dict[str, Any]:
     else:
         regions = {"region_boxes": grid_boxes(run.regions.grid)}
     n = len(regions["region_boxes"])
+    if run.regions.classes is not None:
+        regions["region_class"] = rng.integers(0, 1 + len(run.regions.classes), n)
     return regions | {"n_regions": np.int64(n), "region_hidden": rng.random(n) < run.regions.mask_p}
 
 

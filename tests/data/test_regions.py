@@ -146,7 +146,7 @@ def test_the_source_is_decided_by_the_columns_that_every_set_has(world_files):
     [
         ({"vision.source": "patches", "text.depth": 0, "regions.grid": 2}, "regions: given, but vision.source=patches"),
         ({}, "regions: null, but vision.source=regions"),
-        ({"regions.source": "grid", "regions.grid": 11}, "regions.grid: 11 x 11 cells are more than regions.max=100"),
+        ({"regions.source": "grid", "regions.classes": ["a"]}, "regions.classes: cells of regions.source=grid have no"),
         ({"regions.source": "boxes", "data.augment": "full"}, "data.augment: full turns the image away from its boxes"),
         ({"regions.source": "boxes", "text.depth": 0}, "text.depth: 0 does not go with vision.source=regions"),
     ],
@@ -180,3 +180,15 @@ def test_blocks_of_the_stream_hold_what_single_samples_are(source, world_rows, v
         for name, values in sample.items():
             np.testing.assert_array_equal(block[name][i], values, err_msg=name)
     assert (source == "grid") is not any(block["drop"])
+
+
+def test_classes_go_with_their_boxes(world_rows):
+    """By size, the whole image first as background, cut off with the crop; names that are not asked for are 0."""
+    run = region_run(source="boxes", max=3, classes=["star", "cross"])
+    row = {"boxes": [[0, 0, 0.1, 0.1], *BOXES, [0.9, 0.9, 1, 1]], "box_labels": ["a", "star", "cross", "star"]}
+    found = RegionMaker(run)(row, np.array(WHOLE), False)
+    assert found["region_class"].tolist() == [0, 1, 2] and region_columns(run) == ("boxes", "box_labels")
+    found = RegionMaker(run)(row, np.array([0.4, 0.4, 1, 1]), True)
+    assert found["region_class"].tolist() == [0, 2, 1] and found["n_regions"] == 3
+    with pytest.raises(DropRow, match="box_labels_unlike_boxes"):
+        RegionMaker(run)(row | {"box_labels": ["a"]}, np.array(WHOLE), False)

@@ -104,10 +104,21 @@ def batch_of(inputs, name, dtype):
         batch.region_hidden = hidden
         batch.mrm_index, batch.mrm_weight = lists(hidden, dtype)
         batch.regions = inputs["raw.img_feat"].to(dtype)  # the forward hides them itself
-        if name == "mrc":
-            batch.region_soft = torch.zeros(*hidden.shape, part["label_targets"].shape[1], dtype=dtype)
-            batch.region_soft[hidden] = part["label_targets"].to(dtype)
     return batch
+
+
+class Recorded(torch.nn.Module):
+    """The detector's soft labels of the hidden regions, in place of codes."""
+
+    def __init__(self, inputs, dtype):
+        super().__init__()
+        hidden = inputs["mrc.img_masks"]
+        index, weight = lists(hidden, dtype)
+        self.soft = torch.zeros(*index.shape, inputs["mrc.label_targets"].shape[1], dtype=dtype)
+        self.soft[weight.bool()] = inputs["mrc.label_targets"].to(dtype)
+
+    def forward(self, features):
+        return self.soft if features.shape[:2] == self.soft.shape[:2] else None
 
 
 def lists(chosen, dtype):
@@ -119,6 +130,8 @@ def lists(chosen, dtype):
 
 def one_pass(run, model, inputs, name, dtype):
     batch = batch_of(inputs, name, dtype)
+    if name == "mrc":
+        model.region_codes = Recorded(inputs, dtype)
     needs = Needs.of(run.objectives, {objective for objective, of in PASSES.items() if of == name}, has_teacher=False)
     # The images of ITM's pass are those that its texts were given.
     swapped = (inputs["itm.targets"], torch.arange(len(batch))) if name == "itm" else None

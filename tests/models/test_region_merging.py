@@ -23,7 +23,7 @@ R, D = 5, 16
 
 
 def make_run(**overrides):
-    keys = {"method": "uniter", "regions.source": "boxes", "codes.n": 6}
+    keys = {"method": "uniter", "regions.source": "boxes", "codes.n": 6, "objectives.mrckl.reduction": "element"}
     return load_run(overrides={**KEYS, **keys, **{k.replace("__", "."): v for k, v in overrides.items()}})
 
 
@@ -188,3 +188,13 @@ def test_tasks_train_all_that_is_there(task):
     model.trainable_in(set(run.objectives.active()))
     torch.stack([t.loss for t in run_forward(model, run, batch)[1].values()]).sum().backward()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+def test_annotated_classes_take_the_place_of_codes():
+    run = make_run(regions__classes=["a", "b", "c"], objectives__mrc={})
+    model, batch = make_model(run), replace(region_batch(), region_class=torch.tensor([[2, 0, 0, 0, 0]] * B))
+    record, terms = run_forward(model, run, batch, {"mrc", "mrckl"})
+    assert model.region_codes is None and record.class_logits.shape == (B, 1, 4)
+    assert record.class_target[:, 0].tolist() == [[0, 0, 1, 0]] * B
+    # Of a class that is certain, the divergence is the cross-entropy; its mean is over the four classes, too.
+    assert float(terms["mrckl"].loss.detach()) == pytest.approx(float(terms["mrc"].loss.detach()) / 4, rel=1e-5)

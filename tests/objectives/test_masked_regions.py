@@ -65,6 +65,14 @@ def test_a_batch_without_hidden_regions_gives_zero(made):
         assert float(term.loss) == 0
 
 
+def test_what_is_surely_background_has_no_class_to_name():
+    logits, target = torch.zeros(1, 2, 3), torch.tensor([[[1.0, 0, 0], [0, 0, 1.0]]])
+    term = mrc_loss(logits, target, torch.ones(1, 2))
+    assert float(term.loss) == pytest.approx(math.log(3))
+    target[0, 1] = target[0, 0]
+    assert float(mrc_loss(logits, target, torch.ones(1, 2)).loss) == 0
+
+
 def test_a_right_answer_costs_nothing(made):
     _, target, weight = made
     logits = target.clamp(min=1e-300).log()
