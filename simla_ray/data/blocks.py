@@ -25,7 +25,7 @@ ENCODED = pa.struct(
         "boxes": pa.list_(pa.list_(pa.float32())),
         "box_labels": pa.list_(pa.string()),
         "region_feats": pa.list_(pa.list_(pa.float32())),
-        **dict.fromkeys(("tags", "box_labels"), pa.list_(pa.string())),
+        "tags": pa.list_(pa.string()),
         "phrases": pa.list_(pa.struct({"text": pa.string()})),
     }
 )
