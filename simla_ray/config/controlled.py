@@ -16,7 +16,7 @@ HELD = (
     "size", "init_from", "precision", "joint_width", "world", "data", "vision", "text", "batch", "optim", "eval",
 )  # fmt: skip
 #: Keys of them that say where words and patches meet, or which validation a method has.
-OF_FUSION = ("vision.source", "text.fusion", "eval.best")
+OF_FUSION = ("vision.source", "text.fusion", "text.concepts", "eval.best")
 #: Keys of them that a method may set to nothing: it has no text tower.
 MAY_BE_WITHOUT = ("text.depth", "text.weights")
 NOTE = (
