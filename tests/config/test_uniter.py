@@ -34,9 +34,9 @@ def test_what_is_not_as_published_is_named():
     assert [line.partition(":")[0] for line in grid] == [
         "regions", "region classes", "layers", "vocabulary", "schedule", "words", "ITM",
     ]  # fmt: skip
-    column = ["method=uniter", "size=base", "regions.source=column", "objectives.mrckl=null"]
+    column = ["method=uniter", "size=base", "regions.source=column"]
     assert [line.partition(":")[0] for line in fallbacks(load_run(overrides=column))] == [
-        "layers", "vocabulary", "words", "ITM",
+        "region classes", "layers", "vocabulary", "words", "ITM",
     ]  # fmt: skip
 
 

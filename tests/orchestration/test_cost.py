@@ -115,3 +115,17 @@ def test_the_length_of_the_run_has_to_be_known():
     with pytest.raises(ValueError, match=r"optim\.max_steps is null"):
         step_flops(run, V)
     assert step_flops(run, V, 1000) == pytest.approx(step_flops(load(), V))
+
+
+def test_regions_are_counted_wherever_they_come_from():
+    """A region more is a token more in every layer; annotated classes and codes cost about the same."""
+    sampled = {"schedule": {"kind": "sampled", "phases": [], "mix": {"mlm": 1, "itm": 1, "mrfr": 1, "mrckl": 1}}}
+    few, many = (step_flops(load("uniter", regions__source="boxes", regions__max=n, **sampled), V) for n in (4, 8))
+    grid = step_flops(load("uniter-grid", **sampled), V)
+    assert few < many < grid
+    column = step_flops(load("uniter", regions__source="column", regions__width=192, regions__max=8, **sampled), V)
+    assert few < column < many  # features that are given are not made
+    named = step_flops(load("uniter", regions__source="boxes", regions__classes=["a"] * 128, **sampled), V)
+    assert named == pytest.approx(many, rel=0.05)
+    joint = step_flops(load("uniter-grid", schedule={"kind": "joint", "phases": [], "mix": None}), V)
+    assert joint > 2 * grid
