@@ -243,7 +243,7 @@ class Tags(Section):
 
 
 class Codes(Section):
-    """The discrete image codes that MIM predicts."""
+    """The discrete image codes that MIM predicts; of regions, those that MRC and MRC-kl predict softly, by k-means."""
 
     kind: CodesKind = identity(
         CodesKind.kmeans,
