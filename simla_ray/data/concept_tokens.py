@@ -60,9 +60,11 @@ class ConceptTokens:
         phrases = phrases_in(words, row or {}, self.run.concepts, text.max_words)
         return said_concepts(phrases, len(words), self.concepts, text.length - 1 - len(encoded.ids))
 
-    def ids(self, encoded: Encoded) -> np.ndarray:
-        """(n,) the whole sequence of a caption."""
-        return self._sequence(encoded.ids, self.said(encoded).ids)
+    def ids(self, encoded: Encoded, hidden: int | None = None) -> np.ndarray:
+        """(n,) the whole sequence of a caption; of the piece at ``hidden``, which is masked later, no concept tells."""
+        said = self.said(encoded)
+        told = said.words[:, encoded.number[hidden]] if hidden is not None else np.zeros(len(said.ids), dtype=bool)
+        return self._sequence(encoded.ids, np.where(told, self.vocabulary.mask_id, said.ids))
 
     def extend(
         self,

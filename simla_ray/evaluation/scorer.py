@@ -93,12 +93,18 @@ class Scorer:
                 tokens = towers.vision(**part)
             yield tokens
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest."""
+    def tokenize(self, texts: Sequence[str], hidden: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest.
+
+        ``hidden``: of each text a position that the caller masks, so that no phrase concept may tell its word.
+        """
         limits = self.run.text
         encoded = [self.vocabulary.encode(clean(t, limits.max_words), limits.max_tokens) for t in texts]
         concepts = self.maker.concepts
-        rows = [one.ids if concepts is None else concepts.ids(one) for one in encoded]
+        rows = [one.ids for one in encoded]
+        if concepts is not None:
+            at = hidden if hidden is not None else [None] * len(encoded)
+            rows = [concepts.ids(one, place) for one, place in zip(encoded, at, strict=True)]
         ids = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad_id)
         mask = np.zeros(ids.shape, dtype=bool)
         for i, row in enumerate(rows):

@@ -92,7 +92,8 @@ def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | s
 def _predict(data: EvalSet, cases: list[Masked], wrong_image: np.ndarray) -> np.ndarray:
     """(2, n) predicted ids: over the right and over the wrong pictures."""
     scorer = data.scorer
-    ids, mask = scorer.tokenize([data.items[case.item].captions[0] for case in cases])
+    captions = [data.items[case.item].captions[0] for case in cases]
+    ids, mask = scorer.tokenize(captions, [case.position for case in cases])
     position = torch.tensor([case.position for case in cases], device=ids.device)
     rows = torch.arange(len(cases), device=ids.device)
     ids[rows, position] = scorer.vocabulary.mask_id

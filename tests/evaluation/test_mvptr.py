@@ -13,6 +13,8 @@ from simla_ray.evaluation.eval_set import EvalSet
 from simla_ray.evaluation.pairs import score_pairs
 from simla_ray.evaluation.retrieval import measure
 from simla_ray.evaluation.scorer import Scorer, seen
+from simla_ray.evaluation.words import color_words
+from simla_ray.evaluation.words import measure as measure_words
 from simla_ray.evaluation.work import Work
 from simla_ray.models.model import Model
 from tests.models.toy import with_concepts
@@ -74,3 +76,22 @@ def test_a_picture_alone_has_cells_of_the_grid_and_no_tags(scorer, world_rows):
     images = np.stack([maker(row, 0)["image"] for row in world_rows["val"][:3]])
     tokens, vectors = scorer.encode_images(images)
     assert tokens.shape[:2] == (3, 1 + 9) and vectors.isfinite().all()
+
+
+def test_a_masked_colour_is_told_by_no_concept(scorer, world_rows):
+    """Of every concept behind the words that is still to be seen, the masked word is no part."""
+    data = EvalSet.load(scorer, world_rows["val"][:24], Work())
+    cases = color_words(data)
+    ids, _ = scorer.tokenize([data.items[c.item].captions[0] for c in cases], [c.position for c in cases])
+    plain, _ = scorer.tokenize([data.items[c.item].captions[0] for c in cases])
+    name = {i: concept for concept, i in scorer.vocabulary.concepts.ids.items()}
+    hidden = 0
+    for case, row, shown in zip(cases, ids.tolist(), plain.tolist(), strict=True):
+        words = data.items[case.item].captions[0].split()
+        n = len(scorer.vocabulary.encode(" ".join(words), scorer.run.text.max_tokens).ids)
+        assert row[:n] == shown[:n]
+        told = [i for i in shown[n:] if case.word in name.get(i, ())]
+        hidden += len(told)
+        if words.count(case.word) == 1:
+            assert not any(case.word in name.get(i, ()) for i in row[n:])
+    assert hidden > 10 and measure_words(data).metrics["n"] == len(cases)

@@ -41,6 +41,11 @@ def test_licences_and_what_is_not_as_published(tmp_path, run, vocabulary):
         "ITM",
     ]  # pictures' shape, and where negatives are from
     assert "blocks: random start in place of ViT-B/32" in fallbacks(load_run(overrides=["method=vilt"]))
+    grid = fallbacks(load_run(overrides=["method=mvptr-grid"]))
+    assert [line.partition(":")[0] for line in grid] == ["regions", "tags", "phrase concepts", "layers", "vocabulary"]
+    assert grid[1] == "tags: none in place of a detector's, and so nothing for MCR to recover"
+    labelled = load_run(overrides=["method=mvptr", "regions.source=column", "tags.source=box_labels"])
+    assert fallbacks(labelled)[0] == "tags: annotated labels of all objects in place of a detector's"
 
 
 def test_what_a_run_started_from_outlives_its_first_leg(tmp_path, run, vocabulary):

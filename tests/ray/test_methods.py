@@ -84,3 +84,17 @@ def test_uniter_reads_boxes_or_cells_at_any_number_of_workers(start):
     assert (one / "prepared" / "region_codes.safetensors").exists() and (one / "report.html").is_file()
     grid, _ = start("uniter-grid", 1)
     assert json.loads((grid / "manifest.json").read_text())["label"] == "uniter-grid-tiny"
+
+
+def test_mvptr_makes_its_concepts_and_reads_tags_at_any_number_of_workers(start):
+    (one, summary), (two, _) = start("mvptr", 1), start("mvptr", 2)
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert set(a) >= {"itc", "itm", "mlm", "mcr", "wpg"}
+        assert {name: a[name] for name in ("itc", "itm", "mlm", "mcr", "wpg")} == pytest.approx(
+            {name: b[name] for name in ("itc", "itm", "mlm", "mcr", "wpg")}, rel=1e-4
+        )
+    assert summary["steps"] == 6
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert manifest["label"] == "mvptr-boxes-tiny"
+    assert manifest["concepts"]["sha256"] == json.loads((two / "manifest.json").read_text())["concepts"]["sha256"]
+    assert any(line.startswith("tags: annotated labels") for line in manifest["fallbacks"])
