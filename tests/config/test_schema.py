@@ -102,6 +102,7 @@ CALLED = {
     "": {"run", "config"},
     "world": {"w"},
     "vision": {"config"},
+    "tower": {"config", "vision"},
     "text": {"config", "limits"},
     "temperature": {"config"},
     "itc": {"objective", "o"},
