@@ -51,8 +51,8 @@ def test_scores_are_those_of_each_pair_alone(scorer, rows, monkeypatch):
 
 
 def test_an_image_of_a_batch_is_decoded_once(scorer, rows, monkeypatch):
-    decoded = []
-    monkeypatch.setattr(pairs, "_view", lambda scorer, image: decoded.append(image) or np.zeros((3, 48, 48), np.uint8))
+    decoded, black = [], {"image": np.zeros((3, 48, 48), np.uint8)}
+    monkeypatch.setattr(pairs, "_view", lambda scorer, pair: decoded.append(pair.image) or black)
     list(score_pairs(scorer, rows[:6]))
     assert len(decoded) == 5 and sum(isinstance(image, Path) for image in decoded) == 1
 
