@@ -49,7 +49,7 @@ def test_json_is_one_object_with_what_scripts_read(measured):
     setting = {name: result["setting"][name] for name in ("shape", "device", "precision", "batch", "image_px")}
     assert setting == {"shape": "tiny", "device": "cpu", "precision": "fp32", "batch": 4, "image_px": 48}
     rows = {row["name"]: row for row in result["others"]}
-    assert list(rows) == ["simla_ray", "unfused", "albef", "clip", "siglip"]
+    assert list(rows) == ["simla_ray", "unfused", "albef", "clip", "siglip", "vilt", "mvptr", "uniter"]
     flops = [rows[name]["flops_per_pair"] for name in ("unfused", "simla_ray", "albef", "clip")]
     assert flops == sorted(flops, reverse=True)
     assert result["cpu_seconds_ratio"] == pytest.approx(1 / rows["unfused"]["over_ours"])
