@@ -115,7 +115,6 @@ CALLED = {
     "wpg": {"objective", "o"},
     "tags": {"config"},
     "concepts": {"config"},
-    "tower": {"config", "vision"},
     "mrfr": {"objective", "o"},
     "mrc": {"objective", "o"},
     "mrckl": {"objective", "o"},
