@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from simla_ray.config.controlled import NOTE, is_held, unheld
-from simla_ray.config.enums import Method, Variant
+from simla_ray.config.enums import ALIASES, FORMS, Method, Variant
 from simla_ray.config.load import (
     did_you_mean,
     explain,
@@ -174,6 +174,8 @@ class ComparisonPlan:
         for entry, run in runs.items():
             if lost := [p for p, value in leaves(preset("method", str(run.method))) if is_held(p, value)]:
                 found.append(f"{entry} is without what its method sets otherwise: {', '.join(lost)}.")
+        if of_regions := [entry for entry, run in runs.items() if run.regions is not None]:
+            found.append(f"No image tower and none of its weights, but features of regions: {', '.join(of_regions)}.")
         if one_stack := [entry for entry, run in runs.items() if not run.text.depth]:
             found.append(
                 f"No text tower, and one stack as deep as the others' image tower: {', '.join(one_stack)}. "
@@ -270,6 +272,7 @@ def _shared_problems(plan: ComparisonPlan) -> Iterator[str]:
                 break
             keys = plan.overrides(entry)
             method, variant = str(keys.get("method", Method.simla)), keys.get("variant", Variant.default)
+            method = str(ALIASES.get(method, FORMS[method][0] if method in FORMS else method))
             if method not in list(Method):
                 continue
             own = [preset("method", method), *([preset("official", method)] if variant == Variant.official else [])]

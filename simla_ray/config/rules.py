@@ -172,6 +172,8 @@ def problems_of(run: Run) -> Iterator[str]:
         yield "schedule.mix: only read with schedule.kind=sampled"
     if set(mix) - set(on):
         yield f"schedule.mix: {', '.join(sorted(set(mix) - set(on)))} is not on; on are {', '.join(on)}"
+    if "wpa" in mix and {"wpa", "itm"} <= set(on):
+        yield f"schedule.mix: wpa={mix['wpa']:g} is not read; it comes with itm, whose pass it shares"
     if min(mix.values(), default=0) < 0 or (set(mix) >= set(on) and not sum(mix.values())):
         yield f"schedule.mix: {dict(mix)} must not be negative, and not all zero"
     if run.optim.min_lr > run.optim.lr:

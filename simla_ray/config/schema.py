@@ -557,6 +557,8 @@ class Run(Section):
         parts = [str(self.method)]
         if self.regions is not None and self.regions.source in (RegionSource.boxes, RegionSource.grid):
             parts.append(str(self.regions.source))
+        if self.tags is not None and "psl" in self.objectives.active():
+            parts.append("psl")
         if self.variant is not Variant.default:
             parts.append(str(self.variant))
         parts.append(str(self.size))

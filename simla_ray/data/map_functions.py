@@ -175,7 +175,7 @@ class CaptionReader:
 
 class ConceptReader:
     """Numbers of units in; out the concepts that captions of each say, as JSON, by how many captions each is said, and
-    the number of captions, beside every concept.
+    the number of captions of the unit, beside the first of them.
     """
 
     def __init__(self, run: Run, index: Index):
@@ -194,7 +194,7 @@ class ConceptReader:
             yield {
                 "concept": np.array(list(found)),
                 "said": np.array(list(found.values())),
-                "captions": np.full(len(found), captions),
+                "captions": np.array([captions] + [0] * (len(found) - 1)),
             }
 
 

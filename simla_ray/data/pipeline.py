@@ -256,7 +256,7 @@ def concept_counts(run: Run, index: Index, cpus: int) -> tuple[Counter[Concept],
     captions = 0
     items = [{"unit": i} for i in range(len(index.units))]
     for block in job(items, ConceptReader(run, index), cpus):
-        captions += int(block["captions"][0])
+        captions += int(block["captions"].sum())
         for concept, said in zip(block["concept"].tolist(), block["said"].tolist(), strict=True):
             counts[tuple(json.loads(concept))] += said
     return counts, captions

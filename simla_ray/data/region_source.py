@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from simla_ray.config.load import to_dict, validated
 from simla_ray.config.schema import RegionSource, Run
 from simla_ray.data.index import Index
 from simla_ray.data.regions import COLUMNS
@@ -23,14 +24,16 @@ def with_regions(run: Run, indexes: Mapping[str, Index] | None) -> Run:
         indexes: of train, val and test; None for the built-in world, whose rows have boxes of all objects.
 
     Raises:
-        UserError: a set has no rows with what ``regions.source`` names, or features of several widths.
+        UserError: a URI has no rows with what ``regions.source`` names, or features of several widths; or the config
+            does not go with what was decided.
     """
     if run.regions is None:
         return run
-    rows = {name: first_rows(index) for name, index in (indexes or {}).items()}
+    rows = {name: first_rows(index, OF_REGIONS) for name, index in (indexes or {}).items()}
 
     def has(name: str, source: RegionSource) -> bool:
-        return any(all(row.get(column) is not None for column in COLUMNS[source]) for row in rows[name])
+        columns = COLUMNS[source]
+        return all(any(all(row.get(c) is not None for c in columns) for row in of_uri) for of_uri in rows[name])
 
     if run.regions.source is not RegionSource.auto:
         source = run.regions.source
@@ -46,17 +49,19 @@ def with_regions(run: Run, indexes: Mapping[str, Index] | None) -> Run:
     if source is RegionSource.column:
         if indexes is None:
             raise UserError("regions.source: column, but rows of the built-in world have no region_feats")
-        widths = {len(f) for name in rows for row in rows[name] for f in (row.get("region_feats") or ())[:1]}
+        every = (row for of_set in rows.values() for of_uri in of_set for row in of_uri)
+        widths = {len(f) for row in every for f in (row.get("region_feats") or ())[:1]}
         width = width or next(iter(widths), None)
         if widths != {width}:
             raise UserError(
                 f"regions.width: {width}, but region_feats have {', '.join(map(str, sorted(widths)))} numbers"
             )
     decided = run.regions.model_copy(update={"source": source, "width": width})
-    return run.model_copy(update={"regions": decided})
+    return validated(to_dict(run.model_copy(update={"regions": decided})))
 
 
-def first_rows(index: Index) -> list[dict]:
-    """The first rows of a set, with what regions are made of; no image is read."""
-    unit = index.units[0]
-    return read_rows(unit, np.arange(min(LOOKED_AT, len(unit))), ("uid", *OF_REGIONS), index.roots)
+def first_rows(index: Index, columns: Sequence[str]) -> list[list[dict]]:
+    """The first rows of each URI of a set, with these columns; no image is read."""
+    starts = [sum(index.per_uri[:i]) for i, n in enumerate(index.per_uri) if n] or [0]
+    units = [index.units[i] for i in starts]
+    return [read_rows(u, np.arange(min(LOOKED_AT, len(u))), ("uid", *columns), index.roots) for u in units]

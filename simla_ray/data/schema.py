@@ -52,6 +52,9 @@ TRAINING = ("uid", "image", "captions", "image_id")
 OF_TASKS = ("qas", "statements", "images", "phrases", "boxes")
 #: What images made of regions may read in addition.
 OF_REGIONS = ("boxes", "box_labels", "region_feats")
+#: Columns that few runs read and other people's files may have under the same name: what does not fit them is as if it
+#: were not there, and whoever reads them says that it is missing.
+ENRICHING = ("region_feats", "tags")
 #: What texts with phrase concepts, and images with tags, may read in addition.
 OF_CONCEPTS = ("phrases", "tags", "box_labels")
 #: Column -> the columns it comes from where there is none of that name.
@@ -147,7 +150,11 @@ def normalise(row: Mapping[str, Any], uid: str) -> dict[str, Any]:
     except _NotACaption as wrong:
         row |= {"image": str(wrong), "captions": []}
     for name, is_one in _ENTRIES.items():
-        if row.get(name) is not None and not (isinstance(row[name], list) and all(map(is_one, row[name]))):
+        if row.get(name) is None or (isinstance(row[name], list) and all(map(is_one, row[name]))):
+            continue
+        if name in ENRICHING:
+            row[name] = None
+        else:
             row |= {"image": f"{name}_unreadable", name: []}
     if row.get("phrases"):
         row["phrases"] = [{"text": _phrase(p), "boxes": p.get("boxes")} for p in row["phrases"]]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
+from simla_ray.config.load import to_dict, validated
 from simla_ray.config.schema import Run, TagSource
 from simla_ray.data.index import Index
-from simla_ray.data.sources import read_rows
+from simla_ray.data.region_source import first_rows
 from simla_ray.data.tags import COLUMNS
 from simla_ray.errors import UserError
-
-LOOKED_AT = 20
 
 
 def with_tags(run: Run, indexes: Mapping[str, Index] | None) -> Run:
@@ -25,17 +22,17 @@ def with_tags(run: Run, indexes: Mapping[str, Index] | None) -> Run:
         indexes: of train, val and test; None for the built-in world, whose rows have labels of all objects.
 
     Raises:
-        UserError: a set has no rows with what ``tags.source`` names, or MCR was all that was on.
+        UserError: a URI has no rows with what ``tags.source`` names, or the config does not go with what was decided.
     """
     if run.tags is None:
         return run
     source = run.tags.source
-    rows = {name: _first_rows(index) for name, index in (indexes or {}).items()}
+    rows = {name: first_rows(index, tuple(COLUMNS.values())) for name, index in (indexes or {}).items()}
 
     def lacking(column: str) -> list[str]:
         if indexes is None:
             return [] if column == COLUMNS[TagSource.box_labels] else ["train"]
-        return [name for name in rows if all(row.get(column) is None for row in rows[name])]
+        return [n for n in rows if any(all(row.get(column) is None for row in of_uri) for of_uri in rows[n])]
 
     if source is TagSource.auto:
         source = next((s for s, column in COLUMNS.items() if not lacking(column)), TagSource.none)
@@ -46,10 +43,4 @@ def with_tags(run: Run, indexes: Mapping[str, Index] | None) -> Run:
         update["objectives"] = run.objectives.model_copy(update={"mcr": None})
         if set(run.objectives.active()) == {"mcr"}:
             raise UserError("objectives.mcr: is all that is on, but the rows have no tags to recover")
-    return run.model_copy(update=update)
-
-
-def _first_rows(index: Index) -> list[dict]:
-    """The first rows of a set, with what tags are made of; no image is read."""
-    unit = index.units[0]
-    return read_rows(unit, np.arange(min(LOOKED_AT, len(unit))), ("uid", *COLUMNS.values()), index.roots)
+    return validated(to_dict(run.model_copy(update=update)))

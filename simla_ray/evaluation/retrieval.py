@@ -17,7 +17,7 @@ import torch
 from simla_ray.evaluation.eval_set import EvalSet, Item, split_dropped
 from simla_ray.evaluation.examples import number, pick
 from simla_ray.evaluation.intervals import image_sums, mean_intervals
-from simla_ray.evaluation.scorer import Scorer
+from simla_ray.evaluation.scorer import Scorer, seen
 from simla_ray.evaluation.work import Gather, chunks_of
 from simla_ray.types import EvalResult
 
@@ -117,7 +117,7 @@ def validation_retrieval(
     caption_ids = [item.image_id for item in own for _ in item.captions]
     vectors = None
     if own:
-        images = scorer.encode_images(np.stack([item.image for item in own]))[1]
+        images = scorer.encode_images(seen([item.sample for item in own]))[1]
         texts = scorer.encode_texts([caption for item in own for caption in item.captions])[2]
         vectors = images.cpu().numpy(), texts.cpu().numpy()
     reasons = [item for item in loaded if isinstance(item, str)]

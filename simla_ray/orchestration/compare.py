@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from simla_ray.evaluation.retrieval import EXHAUSTIVE_IMAGES
 from simla_ray.orchestration.cli import run_arguments
 from simla_ray.orchestration.cost import step_flops
 from simla_ray.orchestration.manifest import PACKAGES, fallbacks, versions
-from simla_ray.orchestration.preflight import dry_run, with_absolute_paths
+from simla_ray.orchestration.preflight import check, dry_run, with_absolute_paths
 from simla_ray.orchestration.runs import run_folder
 from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, summary_before, write_json
 from simla_ray.orchestration.trials import Outcome
@@ -132,7 +132,8 @@ def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
         write_whole(stored, to_yaml(plan))
         for line in lines_of(plan):
             say(line)
-        rows = list(_rows(plan, series))
+        decided = {entry: check(run, devices=False)[0] for entry, run in zip(plan.entries, others, strict=True)}
+        rows = list(_rows(plan, series, decided))
         every = {str(run.name): (run, row.steps) for row in rows for run in row.runs}
         _take_over([run for run, _ in every.values()], storage, say)
         progress = Progress(say, plan.base.eval.best, lambda run: "")
@@ -186,10 +187,14 @@ def _ranked_among_fewer(plan: ComparisonPlan) -> list[str]:
     ]
 
 
-def _rows(plan: ComparisonPlan, series: Series) -> Iterator[Row]:
-    """The table's lines. At equal compute an entry has as many steps as the reference's arithmetic pays for."""
+def _rows(plan: ComparisonPlan, series: Series, decided: Mapping[str, Run]) -> Iterator[Row]:
+    """The table's lines. At equal compute an entry has as many steps as the reference's arithmetic pays for.
+
+    Args:
+        decided: a run of each entry for which it is decided where its regions and tags come from.
+    """
     asked, size = plan.comparison, series.vocabulary_size
-    cost = {e: step_flops(plan.run(e, asked.seeds[0]), size, series.steps) for e in plan.entries}
+    cost = {e: step_flops(decided[e], size, series.steps) for e in plan.entries}
     for fraction in asked.fractions:
         for budget in asked.budgets:
             if budget == COMPUTE and fraction < 1:
@@ -198,8 +203,16 @@ def _rows(plan: ComparisonPlan, series: Series) -> Iterator[Row]:
                 steps = series.steps
                 if budget == COMPUTE:
                     steps = max(1, round(series.steps * cost[asked.reference] / cost[entry]))
-                runs = tuple(_run(plan, series, entry, seed, fraction, steps) for seed in asked.seeds)
+                asked_for = (_run(plan, series, entry, seed, fraction, steps) for seed in asked.seeds)
+                runs = tuple(_as_decided(run, decided[entry]) for run in asked_for)
                 yield Row(entry, budget, fraction, steps, cost[entry], runs)
+
+
+def _as_decided(run: Run, decided: Run) -> Run:
+    """With regions and tags from where they were found, so that label, fall-backs and reuse go by that."""
+    if run.regions is None and run.tags is None:
+        return run
+    return run.model_copy(update={"regions": decided.regions, "tags": decided.tags, "objectives": decided.objectives})
 
 
 def _run(plan: ComparisonPlan, series: Series, entry: str, seed: int, fraction: float, steps: int) -> Run:

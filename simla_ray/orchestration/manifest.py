@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from simla_ray.config.enums import Fusion, Method
+from simla_ray.config.enums import Fusion, Method, VisionSource
 from simla_ray.config.schema import CodesKind, Run, Stem
 from simla_ray.data.concepts import CONCEPTS
 from simla_ray.data.sources import read_column
@@ -101,9 +101,9 @@ def fallbacks(run: Run) -> list[str]:
         if run.text.vocab == "train":
             found.append("vocabulary: trained on the captions in place of CLIP's")
         return found
-    if run.method is Method.mvptr:
+    if run.text.fusion is Fusion.two_stage:
         return mvptr_fallbacks(run)
-    if run.method is Method.uniter:
+    if run.vision.source is VisionSource.regions:
         return uniter_fallbacks(run)
     if run.text.fusion is Fusion.merged:
         return _fallbacks_of_merged(run)

@@ -42,6 +42,6 @@ def fit_region_codes(run: Run, train: Index, folder: Path, cpus: int) -> None:
 
 
 def load_region_codes(model: Model, prepared: Path) -> None:
-    """Give a new model the codes of its data; a checkpoint has them itself."""
-    if model.region_codes is not None:
+    """Give a new model the codes of its data; a checkpoint, and weights to start from, have them themselves."""
+    if model.region_codes is not None and not model.region_codes.centroids.any():
         model.region_codes.load_state_dict(load_tensors(prepared / REGION_CODES))

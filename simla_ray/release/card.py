@@ -18,6 +18,8 @@ METHODS = {
     "pair",
     "vilt": "ViLT ([arXiv 2102.03334](https://arxiv.org/abs/2102.03334), ICML 2021): words and patches side by side in "
     "one Vision Transformer, without towers",
+    "uniter": "UNITER ([arXiv 1909.11740](https://arxiv.org/abs/1909.11740), ECCV 2020): words and regions of the "
+    "image side by side in one BERT, without towers",
     "mvptr": "MVPTR ([arXiv 2201.12596](https://arxiv.org/abs/2201.12596), ACM MM 2022): words and phrase concepts in "
     "one tower, tags and regions in another, and a stack over what both give",
 }

@@ -134,8 +134,8 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 
 def _official(run: Run, weights: Weights) -> dict[str, Tensor]:
-    if run.text.fusion is Fusion.merged:
-        raise UserError("--layout: official is that of SIMLA or ALBEF; text.fusion=merged has none there")
+    if run.text.fusion in (Fusion.merged, Fusion.two_stage):
+        raise UserError(f"--layout: official is that of SIMLA or ALBEF; text.fusion={run.text.fusion} has none there")
     layout = ALBEF if run.text.fusion is Fusion.upper_half else SIMLA
     try:
         return to_official(weights.tensors, layout)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from simla_ray.config.load import load_run
+from simla_ray.config.load import load_run, to_dict
 from simla_ray.data.blocks import table_block
 from simla_ray.data.collate import collate
 from simla_ray.data.decode import DropRow
@@ -139,6 +139,21 @@ def test_the_source_is_decided_by_the_columns_that_every_set_has(world_files):
     with pytest.raises(UserError, match=r"data\.train: no boxes and region_feats"):
         with_regions(region_run(source="column"), {"train": whole})
     assert region_columns(region_run(source="boxes")) == ("boxes",) and region_columns(region_run(source="grid")) == ()
+
+
+def test_what_was_decided_is_a_config_that_can_be_stored(world_rows, tmp_path):
+    boxed, plain = (tmp_path / f"{name}.parquet" for name in ("boxed", "plain"))
+    pq.write_table(pa.Table.from_pylist(world_rows["val"][:6]), boxed)
+    bare = [{name: row[name] for name in ("uid", "image", "captions")} for row in world_rows["val"][6:12]]
+    pq.write_table(pa.Table.from_pylist(bare), plain)
+    for files, source in (([boxed], "boxes"), ([boxed, plain], "grid"), ([plain, boxed], "grid")):
+        index = build_index([str(file) for file in files], None, (), "data.train")
+        found = with_regions(load_run(overrides=["method=uniter"]), {"train": index})
+        assert found.regions.source == source, "every URI has what the source reads"
+        assert load_run(overrides=to_dict(found), presets=False) == found
+    run = load_run(overrides=["method=uniter", "regions.classes=[dog]"])
+    with pytest.raises(UserError, match=r"regions\.classes"):
+        with_regions(run, {"train": build_index([str(plain)], None, (), "data.train")})
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,9 @@ def test_the_columns_are_written_and_read_again(tmp_path):
         pictures_of(row | {"images": [jpeg(), b"<html>"]}, 10**6, None)
     small = pictures_of(row, 10**6, 15)["images"]
     assert [Image.open(io.BytesIO(image)).size for image in small] == [(15, 10)] * 2
+
+
+@pytest.mark.parametrize("name", ["tags", "region_feats"])
+def test_a_column_of_other_people_by_a_name_of_ours_costs_no_row(name: str):
+    row = normalise({"image": b"picture", "captions": ["a dog"], name: "dog cat"}, "a")
+    assert row["image"] == b"picture" and row["captions"] == ["a dog"] and row.get(name) is None

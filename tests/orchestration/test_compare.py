@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from simla_ray.config.comparison import load_comparison
 from simla_ray.config.load import load_run, to_yaml
+from simla_ray.data.region_source import with_regions
 from simla_ray.orchestration import compare as compare_module
 from simla_ray.orchestration.compare import (
     _rows,
@@ -37,6 +38,11 @@ def plan_of(tmp_path, *overrides):
     return load_comparison([], [f"storage={tmp_path}", "name=versus", *ENTRIES, *overrides])
 
 
+def rows_of(plan, series):
+    """The table's lines of entries that read no regions."""
+    return _rows(plan, series, {entry: plan.run(entry, plan.comparison.seeds[0]) for entry in plan.entries})
+
+
 def series_of(plan, tmp_path, steps=STEPS):
     return Series(tmp_path / "versus", plan.base, Within(None, tmp_path), steps, 100, 2, None, lambda line: None)
 
@@ -51,7 +57,7 @@ def flops(monkeypatch, **costs):
 def test_equal_samples_equal_arithmetic_and_shares_of_the_rows(tmp_path, monkeypatch):
     flops(monkeypatch, simla=3e9, less=2e9)
     plan = plan_of(tmp_path, "comparison.budgets=[samples, compute]", "comparison.fractions=[0.5, 1.0]")
-    rows = list(_rows(plan, series_of(plan, tmp_path)))
+    rows = list(rows_of(plan, series_of(plan, tmp_path)))
     assert [(r.entry, r.budget, r.fraction, r.steps) for r in rows] == [
         ("simla", "samples", 0.5, 40), ("simla-no-psl", "samples", 0.5, 40),
         ("simla", "samples", 1.0, 40), ("simla-no-psl", "samples", 1.0, 40),
@@ -71,7 +77,7 @@ def test_a_share_of_the_rows_is_trained_on_for_as_many_steps(tmp_path, monkeypat
     """Epochs of fewer rows would be fewer steps, and the budget another one."""
     flops(monkeypatch, simla=3e9, less=2e9)
     plan = plan_of(tmp_path, "optim.max_steps=null", "optim.epochs=2", "comparison.fractions=[0.5, 1]")
-    rows = list(_rows(plan, series_of(plan, tmp_path, steps=375)))
+    rows = list(rows_of(plan, series_of(plan, tmp_path, steps=375)))
     assert [(r.fraction, r.steps, r.runs[0].optim.max_steps) for r in rows] == [
         (0.5, 375, 375), (0.5, 375, 375), (1.0, 375, None), (1.0, 375, None),
     ]  # fmt: skip
@@ -81,7 +87,7 @@ def test_runs_know_their_files_wherever_they_are_trained(tmp_path, monkeypatch):
     flops(monkeypatch, simla=3e9, less=2e9)
     monkeypatch.chdir(tmp_path)
     plan = plan_of(tmp_path, "data.train=[a.parquet]", "data.val=[b.parquet]")
-    run = next(_rows(plan, series_of(plan, tmp_path))).runs[0]
+    run = next(rows_of(plan, series_of(plan, tmp_path))).runs[0]
     assert (run.data.train, run.data.val) == ([str(tmp_path / "a.parquet")], [str(tmp_path / "b.parquet")])
     assert run.storage == tmp_path
 
@@ -177,7 +183,7 @@ def ended_with(tmp_path, values):
 def test_the_numbers_of_the_summary(tmp_path, monkeypatch):
     flops(monkeypatch, simla=3e9, less=1.5e9)
     plan = plan_of(tmp_path, "comparison.metrics=[keywords/ap, match/auc_random]")
-    rows = list(_rows(plan, series_of(plan, tmp_path)))
+    rows = list(rows_of(plan, series_of(plan, tmp_path)))
     values = {("simla", 0): 0.5, ("simla", 1): 0.7, ("simla-no-psl", 0): 0.4, ("simla-no-psl", 1): 0.3}
     found = _summary(plan, tmp_path / "versus", rows, ended_with(tmp_path, values), 12.5)
     assert (found["kind"], found["seconds"], found["seeds"], found["unfinished"]) == ("comparison", 12.5, [0, 1], False)
@@ -201,7 +207,7 @@ def test_the_summary_says_what_was_held_equal_and_who_has_a_recipe(tmp_path, mon
     flops(monkeypatch, simla=3e9, less=1.5e9)
     for controlled, recipe in ((False, "vilt-tiny"), (True, None)):
         plan = plan_of(tmp_path, "comparison.chosen=[simla, vilt]", f"comparison.controlled={controlled}")
-        found = _summary(plan, tmp_path / "versus", list(_rows(plan, series_of(plan, tmp_path))), {}, 1.0)
+        found = _summary(plan, tmp_path / "versus", list(rows_of(plan, series_of(plan, tmp_path))), {}, 1.0)
         assert [row["recipe"] for row in found["rows"]] == [None, recipe]
         assert any(note.startswith("Controlled: ") for note in found["notes"]) is controlled
 
@@ -209,7 +215,7 @@ def test_the_summary_says_what_was_held_equal_and_who_has_a_recipe(tmp_path, mon
 def test_a_run_that_failed_is_named_and_the_others_stand(tmp_path, monkeypatch):
     flops(monkeypatch, simla=3e9, less=1.5e9)
     plan = plan_of(tmp_path, "comparison.metrics=[keywords/ap]")
-    rows = list(_rows(plan, series_of(plan, tmp_path)))
+    rows = list(rows_of(plan, series_of(plan, tmp_path)))
     values = {("simla", 0): 0.5, ("simla", 1): 0.7, ("simla-no-psl", 0): None, ("simla-no-psl", 1): 0.3}
     found = _summary(plan, tmp_path / "versus", rows, ended_with(tmp_path, values), 1.0)
     less = found["rows"][1]
@@ -249,3 +255,14 @@ def test_the_same_command_again_starts_nothing(tmp_path):
     said = []
     assert compare(plan, said.append) == summary
     assert said == [f"compare    {folder} is finished"]
+
+
+def test_an_entry_goes_by_where_its_regions_were_found(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(compare_module, "step_flops", lambda run, *_: asked.setdefault(run.label, 1e9))
+    plan = plan_of(tmp_path, "comparison.chosen=[simla, uniter]")
+    decided = {entry: with_regions(plan.run(entry, 0), None) for entry in plan.entries}
+    rows = list(_rows(plan, series_of(plan, tmp_path), decided))
+    labels = [{run.label for run in row.runs} for row in rows if row.entry == "uniter"]
+    assert labels == [{"uniter-boxes-tiny"}] and "uniter-boxes-tiny" in asked
+    assert all(run.regions.source == "boxes" for row in rows if row.entry == "uniter" for run in row.runs)
