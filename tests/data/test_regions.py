@@ -122,10 +122,10 @@ def test_a_batch_has_masks_and_is_as_wide_as_its_fullest_image(world_rows, vocab
     assert batch.region_boxes.shape == (6, 9, 4) and batch.region_mask.all()
 
 
-def test_the_source_is_decided_by_the_columns_that_every_set_has(world_files):
+def test_the_source_is_decided_by_the_columns_that_every_set_has(world_files, tmp_path):
     def index(columns):
         table = pq.read_table(world_files / "val.parquet").select(["uid", "image", "captions", *columns])
-        file = world_files / f"{'-'.join(columns) or 'none'}.parquet"
+        file = tmp_path / f"{'-'.join(columns) or 'none'}.parquet"
         pq.write_table(table, file)
         return build_index([str(file)], None, [], "data.val")
 
