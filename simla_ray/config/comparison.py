@@ -4,7 +4,7 @@ Layers of an entry, later ones win: size preset, the entry's method preset, reci
 own. So shared keys may not touch what makes an entry: keys over an objective that a method has not would switch it on.
 They may lie over a recipe.
 
-Controlled, nobody has a recipe of its own, and entries differ in fusion and objectives alone (``config.controlled``).
+Controlled, entries differ in fusion and objectives alone (``config.controlled``), and so do their recipes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from simla_ray.config.load import (
     nest,
     over_presets,
     preset,
-    recipe_name,
+    recipe_names,
     validated,
 )
 from simla_ray.config.schema import Run, Section, identity, operational
@@ -159,9 +159,14 @@ class ComparisonPlan:
         return str(self.comparison.entries[entry].get("description", ""))
 
     def recipe(self, entry: str) -> str | None:
-        """The recipe of its own by which an entry trains, ``<method>-<size>``; None where that is the size's."""
+        """The recipe of its own by which an entry trains; None where that is the size's, or held equal."""
+        found = [] if self.comparison.controlled else self._recipes(entry)
+        return " and ".join(found) or None
+
+    def _recipes(self, entry: str) -> list[str]:
         run = self._first(entry)
-        return None if self.comparison.controlled else recipe_name(str(run.method), str(run.size))
+        called = str(self.overrides(entry).get("method", run.method))
+        return recipe_names(called if called in FORMS else str(run.method), str(run.size))
 
     def notes(self) -> list[str]:
         """What a controlled comparison holds equal, and what entries go without for that; a sentence each."""
@@ -169,11 +174,10 @@ class ComparisonPlan:
             return []
         found = [NOTE]
         runs = {entry: self._first(entry) for entry in self.entries}
-        if without := [e for e, run in runs.items() if recipe_name(str(run.method), str(run.size))]:
-            found.append(f"Without the recipe that their method has at this size: {', '.join(without)}.")
         for entry, run in runs.items():
-            if lost := [p for p, value in leaves(preset("method", str(run.method))) if is_held(p, value)]:
-                found.append(f"{entry} is without what its method sets otherwise: {', '.join(lost)}.")
+            own = [preset("method", str(run.method)), *(preset("recipe", name) for name in self._recipes(entry))]
+            if lost := dict.fromkeys(p for layer in own for p, value in leaves(layer) if is_held(p, value)):
+                found.append(f"{entry} is without what its method or recipe sets otherwise: {', '.join(lost)}.")
         if of_regions := [entry for entry, run in runs.items() if run.regions is not None]:
             found.append(f"No image tower and none of its weights, but features of regions: {', '.join(of_regions)}.")
         if one_stack := [entry for entry, run in runs.items() if not run.text.depth]:

@@ -1,8 +1,8 @@
 """YAML files, presets and dotted overrides -> one validated ``Run``.
 
 The same function serves the command line, YAML files, a sweep's flat space and the config stored in a checkpoint.
-Layers, later ones win: schema defaults, size preset, method preset, recipe of the method at the size
-(``presets/recipe/<method>-<size>.yaml``, where there is one), variant preset of the method, files, overrides.
+Layers, later ones win: schema defaults, size preset, method preset, recipes of the method and of its form at the size
+(``presets/recipe/<name>-<size>.yaml``, where there is one), variant preset of the method, files, overrides.
 
 A size's own recipe is made for SIMLA's objectives. A method that does not learn by it at that size has one of its own;
 it sets no budget and no data, so that comparisons may hold these equal.
@@ -134,14 +134,15 @@ def load_finetuning(
 def over_presets(tree: dict[str, Any], problems: list[str], *, controlled: bool = False) -> dict[str, Any]:
     """The presets that the axes name, under the tree.
 
-    A wrong axis is noted and left out, so that other mistakes show too. ``controlled`` leaves the method's recipe
-    out, and of its preset what a controlled comparison holds equal.
+    A wrong axis is noted and left out, so that other mistakes show too. ``controlled`` leaves out, of the method's
+    preset and recipes, what a controlled comparison holds equal.
     """
     top: dict[str, Any] = {}
     chosen: dict[str, str] = {}
     form: dict[str, Any] = {}
-    if str(tree.get("method")) in FORMS:
-        method, form = FORMS[str(tree["method"])]
+    called = str(tree.get("method"))
+    if called in FORMS:
+        method, form = FORMS[called]
         tree = tree | {"method": str(method)}
     if str(tree.get("method")) in ALIASES:
         tree = tree | {"method": str(ALIASES[str(tree["method"])])}
@@ -155,13 +156,9 @@ def over_presets(tree: dict[str, Any], problems: list[str], *, controlled: bool 
             value = str(field.default)
         chosen[axis] = value
     merge(top, preset("size", chosen["size"]))
-    of_method = preset("method", chosen["method"])
-    if controlled:
-        merge(top, unheld(of_method))
-    else:
-        merge(top, of_method)
-        if name := recipe_name(chosen["method"], chosen["size"]):
-            merge(top, preset("recipe", name))
+    names = recipe_names(called if called in FORMS else chosen["method"], chosen["size"])
+    for layer in (preset("method", chosen["method"]), *(preset("recipe", name) for name in names)):
+        merge(top, unheld(layer) if controlled else layer)
     if chosen["variant"] == Variant.official:
         merge(top, preset("official", chosen["method"]))
     merge(top, form)
@@ -245,10 +242,12 @@ def preset(axis: str, value: str) -> dict[str, Any]:
     return yaml.safe_load(_file(axis, value).read_text()) or {}
 
 
-def recipe_name(method: str, size: str) -> str | None:
-    """``<method>-<size>``, the name of its preset; None where the method trains by the size's own recipe."""
-    name = f"{method}-{size}"
-    return name if _file("recipe", name).is_file() else None
+def recipe_names(method: str, size: str) -> list[str]:
+    """``<method>-<size>``, names of presets: the method's, then its form's, where it is called by one. None of them: it
+    trains by the size's own recipe.
+    """
+    called = [str(FORMS[method][0]), method] if method in FORMS else [method]
+    return [name for m in called if _file("recipe", name := f"{m}-{size}").is_file()]
 
 
 def _file(axis: str, value: str) -> Traversable:

@@ -188,13 +188,15 @@ def test_controlled_entries_differ_in_fusion_and_objectives_alone(shared):
     assert load_comparison([shared], CONTROLLED, ["simla"]).run("simla", 0) == load_run([shared], {"method": "simla"})
 
 
-def test_controlled_leaves_recipes_out_and_says_so(shared):
+def test_controlled_leaves_of_recipes_what_is_fusion_and_objectives_and_says_so(shared):
     plan = load_comparison([shared], CONTROLLED, ["simla", "vilt"])
     run, simla = plan.run("vilt", 0), plan.run("simla", 0)
     assert run.optim == simla.optim and run.vision.depth == simla.vision.depth and run.schedule.phases == []
+    assert run.objectives.wpa == load_run([shared], {"method": "vilt"}).objectives.wpa
     assert (plan.recipe("vilt"), plan.recipe("simla")) == (None, None)
     notes = " ".join(plan.notes())
-    assert notes.startswith("Controlled: ") and "Without the recipe that their method has at this size: vilt." in notes
+    assert notes.startswith("Controlled: ")
+    assert "vilt is without what its method or recipe sets otherwise: vision.patch_px, vision.depth, optim.lr" in notes
     assert "No text tower, and one stack as deep as the others' image tower: vilt." in notes
     free = load_comparison([shared], [], ["simla", "vilt"])
     assert free.run("vilt", 0) == load_run([shared], {"method": "vilt"}) and free.recipe("vilt") == "vilt-tiny"
@@ -221,7 +223,7 @@ def test_the_note_names_what_a_method_goes_without(shared, monkeypatch):
         )
     plan = load_comparison([shared], CONTROLLED, ["simla", "clip"])
     assert plan.run("clip", 0).optim == plan.run("simla", 0).optim
-    assert plan.notes()[1:] == ["clip is without what its method sets otherwise: optim.lr."]
+    assert plan.notes()[1:] == ["clip is without what its method or recipe sets otherwise: optim.lr."]
 
 
 @pytest.mark.parametrize("path", ["optim.lr", "vision.depth", "text.width", "data.augment", "batch.micro", "size"])

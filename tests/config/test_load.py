@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simla_ray.config.comparison import NOT_OWN
+from simla_ray.config.enums import FORMS
 from simla_ray.config.load import (
     difference,
     leaf_kinds,
@@ -16,7 +17,7 @@ from simla_ray.config.load import (
     load_run,
     preset,
     read_yaml,
-    recipe_name,
+    recipe_names,
     to_dict,
     to_yaml,
 )
@@ -123,13 +124,14 @@ def test_a_recipe_lies_over_its_method_at_its_size_alone():
     assert load_run(overrides=["method=vilt", "optim.lr=0.5"]).optim.lr == 0.5
     small = load_run(overrides=["method=vilt", "size=small"])
     assert small.optim == load_run(overrides=["size=small"]).optim and small.schedule.phases == []
-    assert [recipe_name(m, s) for m in ("simla", "albef", "clip", "siglip") for s in Size] == [None] * 12
+    assert [recipe_names(m, s) for m in ("simla", "albef", "clip", "siglip") for s in Size] == [[]] * 12
+    assert recipe_names("uniter-grid", "tiny") == ["uniter-tiny", "uniter-grid-tiny"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_of_a_method_at_a_size_and_sets_no_budget(name):
     """What comparisons hold equal by the shared keys lies in no recipe."""
-    assert name in {f"{method}-{size}" for method in Method for size in Size}
+    assert name in {f"{method}-{size}" for method in (*Method, *FORMS) for size in Size}
     for path, _ in leaves(preset("recipe", name)):
         assert not any(f"{path}.".startswith(f"{start}.") for start in NOT_OWN), path
     load_run(overrides=dict(zip(("method", "size"), name.rsplit("-", 1), strict=True)))

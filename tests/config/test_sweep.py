@@ -54,12 +54,12 @@ class Drawn:
 def test_the_default_sweep_is_small_enough_for_two_cores(default):
     sweep, base = default.sweep, default.base
     assert (sweep.trials, sweep.metrics, sweep.seeds, sweep.pareto) == (8, ["retrieval_r10"], 3, False)
-    assert (base.optim.max_steps, base.optim.warmup_steps, base.ray.workers) == (160, 40, 1)
+    assert (base.optim.max_steps, base.optim.warmup_steps, base.ray.workers) == (100, 30, 1)
     names = "weight heads_top_k max_keywords min_attention recommend recommend_threshold soft_alpha start_step"
     assert set(sweep.space) >= {PSL + name for name in names.split()}
     assert sweep.space[f"{PSL}recommend"].choice == ["soft", "hard", "off"]
-    rung = default.grace() * 160
-    assert 0 < rung < 160 and rung % base.eval.every_steps == 0  # trials are judged where they are measured
+    rung = default.grace() * 100
+    assert 0 < rung < 100 and rung % base.eval.every_steps == 0  # trials are judged where they are measured
 
 
 def test_every_draw_is_a_run(default):

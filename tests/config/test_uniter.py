@@ -30,7 +30,7 @@ def test_the_name_says_where_regions_come_from(tmp_path):
 
 def test_what_is_not_as_published_is_named():
     grid = fallbacks(load_run(overrides=["method=uniter-grid"]))
-    assert grid[0].startswith("regions: 6 x 6 cells") and "8 x 8" in grid[0]
+    assert grid[0].startswith("regions: 4 x 4 cells") and "8 x 8" in grid[0]
     assert [line.partition(":")[0] for line in grid] == [
         "regions", "region classes", "layers", "vocabulary", "schedule", "words", "ITM",
     ]  # fmt: skip
