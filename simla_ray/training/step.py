@@ -59,7 +59,9 @@ class Losses(nn.Module):
         )
         weights = {name: getattr(objectives, name).weight for name in terms}
         total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
-        return total, terms, record.image_key, record.text_key
+        # Keys leave without a graph: DistributedDataParallel takes for used what it finds behind the outputs.
+        image_key, text_key = (key.detach() if key is not None else None for key in (record.image_key, record.text_key))
+        return total, terms, image_key, text_key
 
     def _codes(self, batch: Batch) -> Tensor:
         """(C, P) visual codes of the masked pictures."""
@@ -141,7 +143,7 @@ class Step:
                 (total / share).backward()
             _add(sums, total.detach(), terms)
             if image_key is not None and text_key is not None:
-                keys.append((image_key.detach(), text_key.detach(), batch.image_id))
+                keys.append((image_key, text_key, batch.image_id))
         return sums, keys
 
     def _backward_over_step(self, step: int, batches: list[tuple[int, Batch]]) -> dict[str, Tensor]:
@@ -179,10 +181,18 @@ class Step:
         queue.write(in_order(0), in_order(1), in_order(2), step * total % len(queue.ids))
 
     def _enter_phase(self, active: set[str]) -> None:
+        """Let what these objectives reach train, and wrap the module anew where that changes.
+
+        Where one objective is drawn a step, what any of them reaches trains all the time, and one wrapper serves all
+        steps: it looks which parameters a step has used, and the others keep no gradient, as with one worker. All
+        workers draw the same objective, so they agree on it.
+        """
         if active == self.active:
             return
-        self.active = active
+        began, self.active = bool(self.active), active
         sampled = self.run.schedule.kind is ScheduleKind.sampled
+        if sampled and began:
+            return
         self.model.trainable_in(set(self.run.objectives.active()) if sampled else active)
         if self.comm.world > 1:
             self.wrapped = self.module  # drop the old reducer's hooks before the new one registers its own
