@@ -108,9 +108,7 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
         tokens, image_vectors = scorer.encode_images(seen_by_tower(views))
         columns["itc"] = (image_vectors[index] * scorer.encode_texts(texts, phrases=phrases)[2]).sum(1).tolist()
     if "itm" in scorer.active:
-        columns["itm"] = (
-            scorer.match_logits(tokens, index, *scorer.tokenize(texts, phrases=phrases)).sigmoid().tolist()
-        )
+        columns["itm"] = scorer.match_logits(tokens, index, *scorer.tokenize(texts, phrases=phrases)).sigmoid().tolist()
     scores = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
     return [
         Scored(pair, dropped=reason) if reason else Scored(pair, **next(scores))

@@ -274,7 +274,8 @@ class Pretrained:
         if self.wants_boxes:
             self.without_boxes += 1
             if self.without_boxes == 1:
-                warnings.warn(f"{self.run.label}: a picture given alone has no boxes; it is {self.seen_as}", stacklevel=2)
+                note = f"{self.run.label}: a picture given alone has no boxes; it is {self.seen_as}"
+                warnings.warn(note, stacklevel=2)
         try:
             upright = _rgb(image, self.run.data.max_pixels)
         except DropRow as drop:

@@ -170,7 +170,8 @@ def test_phrases_of_a_column_are_taken_as_they_stand(reads_concepts):
     vocabulary = Vocabulary(vocabulary.tokenizer, {}, (), concepts)
     encoded = vocabulary.encode("there is a red ring", run.text.max_tokens)
     row = {"phrases": [{"text": "Red ring.", "boxes": None}, {"text": "blue heart", "boxes": None}]}
-    assert ConceptTokens(run, vocabulary).said(encoded, column_phrases(row)).ids.tolist() == [concepts.ids["red", "ring"]]
+    said = ConceptTokens(run, vocabulary).said(encoded, column_phrases(row))
+    assert said.ids.tolist() == [concepts.ids["red", "ring"]]
 
 
 def test_a_vocabulary_without_concepts_is_refused(vocabulary):
