@@ -59,9 +59,7 @@ class Losses(nn.Module):
         )
         weights = {name: getattr(objectives, name).weight for name in terms}
         total = torch.stack([weights[name] * term.loss for name, term in terms.items()]).sum()
-        # Keys leave without a graph: DistributedDataParallel takes for used what it finds behind the outputs.
-        image_key, text_key = (key.detach() if key is not None else None for key in (record.image_key, record.text_key))
-        return total, terms, image_key, text_key
+        return total, terms, record.image_key, record.text_key
 
     def _codes(self, batch: Batch) -> Tensor:
         """(C, P) visual codes of the masked pictures."""
@@ -143,7 +141,7 @@ class Step:
                 (total / share).backward()
             _add(sums, total.detach(), terms)
             if image_key is not None and text_key is not None:
-                keys.append((image_key, text_key, batch.image_id))
+                keys.append((image_key.detach(), text_key.detach(), batch.image_id))
         return sums, keys
 
     def _backward_over_step(self, step: int, batches: list[tuple[int, Batch]]) -> dict[str, Tensor]:
