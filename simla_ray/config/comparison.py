@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from simla_ray.config.controlled import NOTE, is_held, unheld
+from simla_ray.config.controlled import FOR_ALL, NOTE, is_held, is_over_boxes, unheld
 from simla_ray.config.enums import ALIASES, FORMS, Method, Variant
 from simla_ray.config.load import (
     did_you_mean,
@@ -30,11 +30,14 @@ from simla_ray.config.load import (
     over_presets,
     preset,
     recipe_names,
+    to_dict,
     validated,
 )
-from simla_ray.config.schema import Run, Section, identity, operational
+from simla_ray.config.schema import Data, Run, Section, identity, operational
 from simla_ray.errors import UserError
 
+#: What a run has where neither size nor keys say anything.
+AUGMENT = Data.model_fields["augment"].default
 #: Compared where nothing is chosen, beside the entries that the files define themselves.
 STANDARD = ("clip", "albef", "simla", "simla-no-psl")
 _DIFFER = "is what entries differ in; set it in comparison.entries.<name>"
@@ -142,13 +145,8 @@ class ComparisonPlan:
         Raises:
             UserError: as ``load_run``.
         """
-        tree: dict[str, Any] = {}
-        for layer in (self.shared, self._keys(entry), {"seed": seed}):
-            merge(tree, layer)
-        for path, value in (over or {}).items():
-            merge(tree, nest(path, value))
         problems: list[str] = []
-        return validated(over_presets(tree, problems, controlled=self.comparison.controlled), problems)
+        return validated(self._tree(entry, {"seed": seed}, over or {}, problems), problems)
 
     def overrides(self, entry: str) -> dict[str, Any]:
         """What makes the entry: ``{"a.b": value}``, method and variant included."""
@@ -176,8 +174,18 @@ class ComparisonPlan:
         runs = {entry: self._first(entry) for entry in self.entries}
         for entry, run in runs.items():
             own = [preset("method", str(run.method)), *(preset("recipe", name) for name in self._recipes(entry))]
-            if lost := dict.fromkeys(p for layer in own for p, value in leaves(layer) if is_held(p, value)):
+            has = dict(leaves(to_dict(run)))
+            sets = [p for layer in own for p, value in leaves(layer) if is_held(p, value) and has.get(p) != value]
+            if lost := dict.fromkeys(sets):
                 found.append(f"{entry} is without what its method or recipe sets otherwise: {', '.join(lost)}.")
+        if over_boxes := [entry for entry, run in runs.items() if is_over_boxes(to_dict(run))]:
+            first = next(iter(runs.values()))
+            of_size = preset("size", str(first.size)).get("data", {}).get("augment", AUGMENT)
+            if first.data.augment != of_size:
+                found.append(
+                    f"All entries only crop and flip pictures (data.augment={first.data.augment}; the size has "
+                    f"{of_size}): boxes follow no other turn, and images are made of them in {', '.join(over_boxes)}."
+                )
         if of_regions := [entry for entry, run in runs.items() if run.regions is not None]:
             found.append(f"No image tower and none of its weights, but features of regions: {', '.join(of_regions)}.")
         if one_stack := [entry for entry, run in runs.items() if not run.text.depth]:
@@ -186,6 +194,32 @@ class ComparisonPlan:
                 "See the compute."
             )
         return found
+
+    def augmented_alike(self) -> ComparisonPlan:
+        """Controlled and with an entry over boxes: the plan in which all entries have an augmentation that boxes can
+        follow, unless the shared keys name one."""
+        named = any(path == "data.augment" for path, _ in leaves(self.shared))
+        if not self.comparison.controlled or named:
+            return self
+        trees = [self._tree(entry, {}, {}, []) for entry in self.entries]
+        asked = [tree.get("data", {}).get("augment", AUGMENT) for tree in trees if is_over_boxes(tree)]
+        if all(augment == FOR_ALL for augment in asked):
+            return self
+        shared: dict[str, Any] = {}
+        for layer in (self.shared, {"data": {"augment": str(FOR_ALL)}}):
+            merge(shared, layer)
+        return replace(self, shared=shared)
+
+    def _tree(
+        self, entry: str, seed: Mapping[str, Any], over: Mapping[str, Any], problems: list[str]
+    ) -> dict[str, Any]:
+        """An entry's keys over its presets."""
+        tree: dict[str, Any] = {}
+        for layer in (self.shared, self._keys(entry), seed):
+            merge(tree, layer)
+        for path, value in over.items():
+            merge(tree, nest(path, value))
+        return over_presets(tree, problems, controlled=self.comparison.controlled)
 
     def _first(self, entry: str) -> Run:
         return self.run(entry, self.comparison.seeds[0])
@@ -222,7 +256,7 @@ def load_comparison(
         comparison = Comparison.model_validate(given)
     except ValidationError as error:
         raise UserError("\n".join([*problems, *explain(error, Comparison, "comparison.")])) from None
-    plan = ComparisonPlan(_only_chosen(comparison, built_in, problems), tree)
+    plan = ComparisonPlan(_only_chosen(comparison, built_in, problems), tree).augmented_alike()
     problems += [*_shared_problems(plan), *_entry_problems(plan)]
     if problems:
         raise UserError("\n".join(problems))

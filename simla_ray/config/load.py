@@ -33,7 +33,7 @@ INHERITED = (
     "tags", "text", "concepts", "codes", "objectives", "batch", "optim", "checkpoint", "eval", "precision",
 )  # fmt: skip
 #: Keys that say where towers and codes came from; fine-tuning has them from the run it starts from.
-STARTS = {"vision": ("weights",), "text": ("weights",), "codes": ("source",)}
+STARTS = {"vision": ("weights",), "text": ("weights",), "regions": ("weights",), "codes": ("source",)}
 #: Keys of ``data`` that say which data, and not how they are read: other data bring all of them anew.
 WHERE = ("train", "weights", "val", "test", "train_split", "val_split", "test_split", "image_roots")
 
@@ -117,7 +117,8 @@ def load_finetuning(
     del tree["eval"]["best"]
     tree["objectives"] |= dict.fromkeys(OF_TASKS)  # of another task
     for name, keys in STARTS.items():
-        tree[name] |= dict.fromkeys(keys)
+        if tree[name] is not None:
+            tree[name] |= dict.fromkeys(keys)
     tree["vision"]["pretrained"] = False
     best = {"eval": preset("method", str(start.method)).get("eval", {})}  # of a method without ITC
     for layer in (best, preset("finetune", str(start.size)), preset("task", task)):

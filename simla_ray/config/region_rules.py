@@ -27,7 +27,8 @@ def region_problems(run: Run) -> Iterator[str]:
     tower = regions.features is RegionFeatures.tower
     if tower and regions.source is RegionSource.column:
         yield "regions.features: tower, but regions.source=column has its own features; use pixels"
-    if tower is not (regions.weights is not None):
+    brought = run.task is not None and regions.tower is not None  # by the weights that are fine-tuned
+    if tower is not (regions.weights is not None) and not (tower and brought):
         use = "name a run, an exported folder or a timm model" if tower else "set it to null"
         yield f"regions.weights: {regions.weights} with regions.features={regions.features}; {use}"
     if run.data.augment is not Augment.crop and regions.source is not RegionSource.grid:

@@ -26,12 +26,16 @@ def concept_columns(run: Run) -> tuple[str, ...]:
     return (COLUMN,) if run.text.concepts and run.concepts.source is ConceptSource.column else ()
 
 
-def phrases_in(words: Sequence[str], row: Mapping[str, Any], config: ConceptsConfig, max_words: int) -> list[Phrase]:
-    """The phrases of a caption's words, as ``concepts.source`` says; ``row`` is under our names."""
+def column_phrases(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the column of a row, under our names, says of its captions; nothing where it is empty."""
+    return tuple(phrase.get("text") or "" for phrase in row.get(COLUMN) or ())
+
+
+def phrases_in(words: Sequence[str], given: Iterable[str], config: ConceptsConfig, max_words: int) -> list[Phrase]:
+    """The phrases of a caption's words, as ``concepts.source`` says; ``given``: ``column_phrases`` of its row."""
     if config.source is ConceptSource.rules:
         return phrases_of(words)
-    texts: Iterable[str] = (phrase.get("text") or "" for phrase in row.get(COLUMN) or ())
-    return given_phrases(words, (clean(text, max_words) for text in texts))
+    return given_phrases(words, (clean(text, max_words) for text in given))
 
 
 def concepts_for(run: Run, vocabulary: Vocabulary, counts: Mapping[Concept, int], captions: int) -> Concepts:
@@ -51,18 +55,18 @@ class ConceptTokens:
             raise ValueError("the vocabulary has no concepts")
         self.run, self.vocabulary, self.concepts = run, vocabulary, vocabulary.concepts
 
-    def said(self, encoded: Encoded, row: Mapping[str, Any] | None = None) -> Said:
-        """The concepts of a caption; of words that were cut off there is none."""
+    def said(self, encoded: Encoded, given: Iterable[str] = ()) -> Said:
+        """The concepts of a caption; of words that were cut off there is none. ``given``: see ``phrases_in``."""
         words = [""] * (int(encoded.number[-1]) + 1)
         for number, word in zip(encoded.number[1:].tolist(), encoded.words[1:], strict=True):
             words[number] = word
         text = self.run.text
-        phrases = phrases_in(words, row or {}, self.run.concepts, text.max_words)
+        phrases = phrases_in(words, given, self.run.concepts, text.max_words)
         return said_concepts(phrases, len(words), self.concepts, text.length - 1 - len(encoded.ids))
 
-    def ids(self, encoded: Encoded, hidden: int | None = None) -> np.ndarray:
+    def ids(self, encoded: Encoded, hidden: int | None = None, given: Iterable[str] = ()) -> np.ndarray:
         """(n,) the whole sequence of a caption; of the piece at ``hidden``, which is masked later, no concept tells."""
-        said = self.said(encoded)
+        said = self.said(encoded, given)
         told = said.words[:, encoded.number[hidden]] if hidden is not None else np.zeros(len(said.ids), dtype=bool)
         return self._sequence(encoded.ids, np.where(told, self.vocabulary.mask_id, said.ids))
 
@@ -80,7 +84,7 @@ class ConceptTokens:
         Args:
             p: share of the concepts that are masked, beside those of masked words.
         """
-        said, n = self.said(encoded, row), len(encoded.ids)
+        said, n = self.said(encoded, column_phrases(row)), len(encoded.ids)
         tokens = self._sequence(encoded.ids, said.ids)
         sample["token_ids"][: len(tokens)] = tokens
         sample["n_tokens"] = np.int64(len(tokens))

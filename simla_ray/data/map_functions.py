@@ -22,7 +22,7 @@ from simla_ray.config.schema import Run
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.blocks import block_table, rows_table, table_rows
 from simla_ray.data.codes import Featurise, pixel_patches
-from simla_ray.data.concept_tokens import concept_columns, phrases_in
+from simla_ray.data.concept_tokens import column_phrases, concept_columns, phrases_in
 from simla_ray.data.decode import DropRow, decode
 from simla_ray.data.draws import stable_hash
 from simla_ray.data.index import Index
@@ -187,9 +187,10 @@ class ConceptReader:
             unit, captions = self.index.units[number], 0
             counts: Counter[tuple[str, ...]] = Counter()
             for row in read_rows(unit, np.arange(len(unit)), columns, self.index.roots):
+                given = column_phrases(row)
                 for caption in filter(None, (clean(c, most) for c in row["captions"])):
                     captions += 1
-                    counts.update(p.concept for p in phrases_in(caption.split(), row, self.run.concepts, most))
+                    counts.update(p.concept for p in phrases_in(caption.split(), given, self.run.concepts, most))
             found = {json.dumps(concept): n for concept, n in counts.items()} or {"[]": 0}
             yield {
                 "concept": np.array(list(found)),

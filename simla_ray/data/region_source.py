@@ -11,7 +11,7 @@ from simla_ray.config.schema import RegionSource, Run
 from simla_ray.data.index import Index
 from simla_ray.data.regions import COLUMNS
 from simla_ray.data.schema import OF_REGIONS
-from simla_ray.data.sources import read_rows
+from simla_ray.data.sources import Unit, read_rows
 from simla_ray.errors import UserError
 
 LOOKED_AT = 20
@@ -60,8 +60,13 @@ def with_regions(run: Run, indexes: Mapping[str, Index] | None) -> Run:
     return validated(to_dict(run.model_copy(update={"regions": decided})))
 
 
+def first_units(index: Index) -> list[Unit]:
+    """The first unit of each URI of a set."""
+    starts = [sum(index.per_uri[:i]) for i, n in enumerate(index.per_uri) if n] or [0]
+    return [index.units[i] for i in starts]
+
+
 def first_rows(index: Index, columns: Sequence[str]) -> list[list[dict]]:
     """The first rows of each URI of a set, with these columns; no image is read."""
-    starts = [sum(index.per_uri[:i]) for i, n in enumerate(index.per_uri) if n] or [0]
-    units = [index.units[i] for i in starts]
+    units = first_units(index)
     return [read_rows(u, np.arange(min(LOOKED_AT, len(u))), ("uid", *columns), index.roots) for u in units]

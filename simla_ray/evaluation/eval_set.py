@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from simla_ray.config.schema import Run
+from simla_ray.data.concept_tokens import column_phrases
 from simla_ray.data.decode import DropRow, upright_size
 from simla_ray.data.sample import Sample
 from simla_ray.data.scene import satisfies
@@ -36,7 +37,8 @@ class Item:
 
     ``sample`` is that of validation: no augmentation, first caption, masks of epoch 0. ``claims`` belong to
     ``captions`` one by one; None where the row has none. ``aspect`` is width over height of the picture as stored.
-    ``label`` is the name of the class that it is of.
+    ``label`` is the name of the class that it is of. ``said``, where the run reads concepts from a column: of each
+    caption the phrases of its row.
     """
 
     uid: str
@@ -53,6 +55,7 @@ class Item:
     qas: list[dict[str, Any]] = field(default_factory=list)
     statements: list[dict[str, Any]] = field(default_factory=list)
     label: str | None = None
+    said: list[tuple[str, ...]] | None = None
 
     @property
     def image(self) -> np.ndarray:
@@ -90,6 +93,7 @@ class EvalSet:
         self.first_caption = np.cumsum([0, *counts[:-1]])
         number = {text: i for i, text in enumerate(dict.fromkeys(self.captions))}
         self.texts = list(number)
+        self.phrases = self._phrases() if scorer.reads_phrases else None
         self.text_of_caption = np.array([number[caption] for caption in self.captions])
 
     @classmethod
@@ -145,14 +149,24 @@ class EvalSet:
         """(texts, E) unit rows, float32"""
 
         def encode(chunk: range) -> np.ndarray:
-            return self.scorer.encode_texts([self.texts[i] for i in chunk])[2].cpu().numpy()
+            phrases = [self.phrases[i] for i in chunk] if self.phrases is not None else None
+            return self.scorer.encode_texts([self.texts[i] for i in chunk], phrases=phrases)[2].cpu().numpy()
 
         return np.concatenate(self.work.map(encode, chunks_of(len(self.texts), TEXTS)))
 
     @once
     def _match_texts(self) -> TextStarts:
         """All texts, for as many pairs as come."""
-        return self.scorer.match_texts(*self.scorer.tokenize(self.texts))
+        return self.scorer.match_texts(*self.scorer.tokenize(self.texts, phrases=self.phrases))
+
+    def _phrases(self) -> list[tuple[str, ...]]:
+        """Of each text what the rows that say it name in it, each once; rows may name different things."""
+        found: dict[str, dict[str, None]] = {text: {} for text in self.texts}
+        for item in self.items:
+            assert item.said is not None
+            for caption, said in zip(item.captions, item.said, strict=True):
+                found[caption].update(dict.fromkeys(said))
+        return [tuple(found[text]) for text in self.texts]
 
     @once
     def satisfied(self) -> np.ndarray | None:
@@ -242,11 +256,12 @@ def _load(scorer: Scorer, row: Mapping[str, Any]) -> Item | str:
     claims = list(row["claims"]) if row.get("claims") else None
     if claims is not None:
         claims = [claim for claim, caption in zip(claims, cleaned, strict=True) if caption]
+    captions = [caption for caption in cleaned if caption]
     return Item(
         uid=row["uid"],
         image_id=row["image_id"],
         sample=sample,
-        captions=[caption for caption in cleaned if caption],
+        captions=captions,
         aspect=_aspect(row["image"]),
         second_aspect=_aspect(row["images"][1]) if "second_image" in sample else 1.0,
         claims=claims,
@@ -257,6 +272,7 @@ def _load(scorer: Scorer, row: Mapping[str, Any]) -> Item | str:
         qas=list(row.get("qas") or ()),
         statements=list(row.get("statements") or ()),
         label=_label(row.get("label")),
+        said=[column_phrases(row)] * len(captions) if scorer.reads_phrases else None,
     )
 
 
@@ -276,6 +292,7 @@ def _merge(first: Item, other: Item) -> Item:
         qas=[*first.qas, *other.qas],
         statements=[*first.statements, *other.statements],
         label=first.label if first.label is not None else other.label,
+        said=[*first.said, *other.said] if first.said is not None and other.said is not None else None,
     )
 
 

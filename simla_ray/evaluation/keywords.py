@@ -16,6 +16,7 @@ from simla_ray.data.text import Vocabulary, clean, load_stop_words
 from simla_ray.evaluation.eval_set import IMAGES, EvalSet, Item
 from simla_ray.evaluation.examples import number, pick
 from simla_ray.evaluation.intervals import image_sums, mean_interval, mean_intervals
+from simla_ray.evaluation.scorer import Images
 from simla_ray.evaluation.work import chunks_of
 from simla_ray.models.precision import autocast
 from simla_ray.models.stack import Attentions, Memory
@@ -98,11 +99,11 @@ class Unsaid:
         return float(np.array([one for part in parts for one in part]).mean())
 
     def _precisions(self, cases: list[Case]) -> list[float]:
-        scores = self.scores(np.stack([self.data.items[case.item].image for case in cases]))[1]
+        scores = self.scores(self.data.images([case.item for case in cases]))[1]
         return [average_precision(self.ranked(case, row)[1]) for case, row in zip(cases, scores, strict=True)]
 
-    def scores(self, images: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """The teacher's image tokens (B, N, D), and its concept head's scores of the candidates (B, n)."""
+    def scores(self, images: Images) -> tuple[torch.Tensor, np.ndarray]:
+        """The teacher's tokens of B images (B, N, D), and its concept head's scores of the candidates (B, n)."""
         scorer = self.data.scorer
         tokens, vectors = scorer.encode_images(images, towers=scorer.teacher)
         with torch.no_grad(), autocast(scorer.run, scorer.device):
@@ -176,7 +177,7 @@ def _judge(unsaid: Unsaid, cases: list[Case]) -> list[dict[str, Any]]:
     """ap, baseline_ap, precision, recall, recommended words and selected words of each case."""
     data, psl, candidates = unsaid.data, unsaid.psl, unsaid.candidates
     items = [data.items[case.item] for case in cases]
-    images = np.stack([item.image for item in items])
+    images = data.images([case.item for case in cases])
     tokens, scores = unsaid.scores(images)
     if psl.image_source is Side.student:
         tokens, _ = data.scorer.encode_images(images)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from simla_ray.data.augment import evaluation_view, to_array
+from simla_ray.data.concept_tokens import column_phrases
 from simla_ray.data.decode import DropRow, EncodedImage
 from simla_ray.data.regions import WHOLE
 from simla_ray.data.sample import Sample
@@ -28,14 +29,14 @@ PAIRS = 64
 class Pair:
     """A caption of a row. ``image`` is what the reader gave, ``name`` its image_id, of a list the path it names.
 
-    ``regions``: columns that the image's regions and tags are made of.
+    ``columns``: what the image's regions and tags and the caption's concepts are made of.
     """
 
     uid: str
     name: str
     caption: str
     image: Any
-    regions: Mapping[str, Any] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,15 @@ def score_pairs(scorer: Scorer, rows: Iterable[Mapping[str, Any]]) -> Iterator[S
 def _pairs(rows: Iterable[Mapping[str, Any]]) -> Iterator[Pair]:
     for row in rows:
         for caption in row["captions"] or [""]:
-            regions = {name: row[name] for name in (*OF_REGIONS, *OF_CONCEPTS) if name in row}
-            yield Pair(row["uid"], row["image_id"], caption, row["image"], regions)
+            columns = {name: row[name] for name in (*OF_REGIONS, *OF_CONCEPTS) if name in row}
+            yield Pair(row["uid"], row["image_id"], caption, row["image"], columns)
 
 
 def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
     limits = scorer.run.text
     views: list[Sample] = []
     seen: dict[Any, int | str] = {}  # image -> its number among the views, or why it is dropped
-    reasons, image_index, texts = [], [], []
+    reasons, image_index, texts, phrases = [], [], [], []
     for pair in batch:
         # Bytes are one object for all captions of their row; hashing them would cost more.
         key = id(pair.image) if isinstance(pair.image, bytes) else pair.image
@@ -96,6 +97,7 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
         if not reason:
             image_index.append(found)
             texts.append(caption)
+            phrases.append(column_phrases(pair.columns))
     if not texts:
         return [Scored(pair, dropped=reason) for pair, reason in zip(batch, reasons, strict=True)]
     index = torch.tensor(image_index, device=scorer.device)
@@ -104,9 +106,9 @@ def _score(scorer: Scorer, batch: list[Pair]) -> list[Scored]:
         tokens = scorer.image_tokens(seen_by_tower(views))
     else:
         tokens, image_vectors = scorer.encode_images(seen_by_tower(views))
-        columns["itc"] = (image_vectors[index] * scorer.encode_texts(texts)[2]).sum(1).tolist()
+        columns["itc"] = (image_vectors[index] * scorer.encode_texts(texts, phrases=phrases)[2]).sum(1).tolist()
     if "itm" in scorer.active:
-        columns["itm"] = scorer.match_logits(tokens, index, *scorer.tokenize(texts)).sigmoid().tolist()
+        columns["itm"] = scorer.match_logits(tokens, index, *scorer.tokenize(texts, phrases=phrases)).sigmoid().tolist()
     scores = iter([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
     return [
         Scored(pair, dropped=reason) if reason else Scored(pair, **next(scores))
@@ -120,5 +122,5 @@ def _view(scorer: Scorer, pair: Pair) -> Sample:
     view = {"image": to_array(evaluation_view(decoded, scorer.run.vision.image_px))}
     regions, tags = scorer.maker.regions, scorer.maker.tags
     if regions is not None:
-        view |= regions(pair.regions, np.array(WHOLE), False)
-    return view if tags is None else view | tags(pair.regions, np.random.default_rng(0))
+        view |= regions(pair.columns, np.array(WHOLE), False)
+    return view if tags is None else view | tags(pair.columns, np.random.default_rng(0))

@@ -148,11 +148,18 @@ def _rated(
     for name, item in items.items():
         for caption, rating in ratings.of_image[name]:
             of_pair.setdefault((item.image_id, clean(caption, max_words)), []).append(rating)
-    merged = [replace(item, captions=list(dict.fromkeys(item.captions))) for item in merge_images(items.values())]
+    merged = [_each_once(item) for item in merge_images(items.values())]
     rated = EvalSet(data.scorer, data.work, merged, len(loaded), {})
     owners = [rated.items[i].image_id for i in rated.image_of_caption]
     target = np.array([np.mean(of_pair[pair]) for pair in zip(owners, rated.captions, strict=True)])
     return rated, target, dict(sorted(dropped.items()))
+
+
+def _each_once(item: Item) -> Item:
+    """With no caption twice; what a column names in it is what it names at its first place."""
+    captions = list(dict.fromkeys(item.captions))
+    said = [item.said[item.captions.index(caption)] for caption in captions] if item.said is not None else None
+    return replace(item, captions=captions, said=said)
 
 
 def _examples(rated: EvalSet, target: np.ndarray, scores: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -118,7 +118,8 @@ def validation_retrieval(
     vectors = None
     if own:
         images = scorer.encode_images(seen([item.sample for item in own]))[1]
-        texts = scorer.encode_texts([caption for item in own for caption in item.captions])[2]
+        phrases = [said for item in own for said in item.said or ()] if scorer.reads_phrases else None
+        texts = scorer.encode_texts([caption for item in own for caption in item.captions], phrases=phrases)[2]
         vectors = images.cpu().numpy(), texts.cpu().numpy()
     reasons = [item for item in loaded if isinstance(item, str)]
     shards = gather((image_ids, caption_ids, vectors, reasons))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from simla_ray.config.schema import Run
 from simla_ray.data.collate import regions_of, tags_of
+from simla_ray.data.concept_tokens import concept_columns
 from simla_ray.data.questions import answer_ids
 from simla_ray.data.sample import Sample, SampleMaker
 from simla_ray.data.text import Vocabulary, clean
@@ -93,10 +94,23 @@ class Scorer:
                 tokens = towers.vision(**part)
             yield tokens
 
-    def tokenize(self, texts: Sequence[str], hidden: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+    @property
+    def reads_phrases(self) -> bool:
+        """Whether phrase concepts are those that a column names, so that ``tokenize`` must be told them."""
+        return bool(concept_columns(self.run))
+
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        hidden: Sequence[int] | None = None,
+        phrases: Sequence[Sequence[str]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Texts, cleaned or not -> ids (n, L) int64, mask (n, L) bool, on the device; L is that of the longest.
 
-        ``hidden``: of each text a position that the caller masks, so that no phrase concept may tell its word.
+        Args:
+            hidden: of each text a position that the caller masks, so that no phrase concept may tell its word.
+            phrases: of each text those that its row's column names, read where ``reads_phrases``; None: a text that is
+                of no row, and has no concepts there.
         """
         limits = self.run.text
         encoded = [self.vocabulary.encode(clean(t, limits.max_words), limits.max_tokens) for t in texts]
@@ -104,7 +118,8 @@ class Scorer:
         rows = [one.ids for one in encoded]
         if concepts is not None:
             at = hidden if hidden is not None else [None] * len(encoded)
-            rows = [concepts.ids(one, place) for one, place in zip(encoded, at, strict=True)]
+            given = phrases if phrases is not None else [()] * len(encoded)
+            rows = [concepts.ids(*each) for each in zip(encoded, at, given, strict=True)]
         ids = np.full((len(rows), max(map(len, rows))), self.vocabulary.pad_id)
         mask = np.zeros(ids.shape, dtype=bool)
         for i, row in enumerate(rows):
@@ -112,9 +127,11 @@ class Scorer:
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
     @torch.no_grad()
-    def encode_texts(self, texts: Sequence[str], batch_size: int = TEXTS) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts -> ids (n, L), mask (n, L), unit vectors (n, E) float32."""
-        ids, mask = self.tokenize(texts)
+    def encode_texts(
+        self, texts: Sequence[str], batch_size: int = TEXTS, phrases: Sequence[Sequence[str]] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Texts -> ids (n, L), mask (n, L), unit vectors (n, E) float32; ``phrases``: see ``tokenize``."""
+        ids, mask = self.tokenize(texts, phrases=phrases)
         student, vectors = self.model.student, []
         for part, part_mask in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
             with autocast(self.run, self.device):

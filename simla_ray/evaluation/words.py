@@ -92,8 +92,9 @@ def measure(data: EvalSet, tokenizer: nn.Module | None = None) -> EvalResult | s
 def _predict(data: EvalSet, cases: list[Masked], wrong_image: np.ndarray) -> np.ndarray:
     """(2, n) predicted ids: over the right and over the wrong pictures."""
     scorer = data.scorer
-    captions = [data.items[case.item].captions[0] for case in cases]
-    ids, mask = scorer.tokenize(captions, [case.position for case in cases])
+    items = [data.items[case.item] for case in cases]
+    phrases = [item.said[0] if item.said else () for item in items]
+    ids, mask = scorer.tokenize([item.captions[0] for item in items], [case.position for case in cases], phrases)
     position = torch.tensor([case.position for case in cases], device=ids.device)
     rows = torch.arange(len(cases), device=ids.device)
     ids[rows, position] = scorer.vocabulary.mask_id

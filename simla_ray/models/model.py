@@ -62,7 +62,7 @@ class Towers(nn.Module):
             self.vision.embed_with(self.text.embeddings)
             self.merging = StageMerging(run, pooled=pooled)
         if needs.mrfr:
-            self.region_regression = RegionRegression(width, self.vision.img_linear.in_features)
+            self.region_regression = RegionRegression(width, self.vision.feature_width)
         if needs.mrc or needs.mrckl:
             self.region_classifier = region_classifier(width, region_classes(run))
         if (needs.text_only or needs.psl) and not merged:
@@ -158,7 +158,7 @@ class Model(nn.Module):
             self.teacher = Teacher(self.student, run.teacher.m, run.teacher.mode, low_precision)
         self.region_codes = None
         if {"mrc", "mrckl"} & set(on) and _regions_are_coded(run):
-            self.region_codes = RegionCodes(run.codes.n, self.student.vision.img_linear.in_features)
+            self.region_codes = RegionCodes(run.codes.n, self.student.vision.feature_width)
         self.queue = Queue(run.queue, run.joint_width) if run.queue and "itc" in on else None
 
     @property

@@ -7,17 +7,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from simla_ray.config.schema import RegionSource, Run
-from simla_ray.errors import UserError
+from simla_ray.config.schema import Run
 from simla_ray.models.dropout import Dropout
-from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry, grid_cells
+from simla_ray.models.regions import STYLES, RegionSide, box_geometry
 from simla_ray.models.stack import LAYER_NORM_EPS
-from simla_ray.models.vision import VisionTower
 
 STYLE = "seven"
 
 
-class RegionTower(nn.Module):
+class RegionTower(RegionSide):
     """LN(LN(features) + LN(geometry) + type) of each region, (B, R, D); no tower, but where the others have one.
 
     Regions that are not there become rows of zeros, and by these whoever reads the tokens knows them: no other token
@@ -30,15 +28,8 @@ class RegionTower(nn.Module):
     mask_token = None
 
     def __init__(self, run: Run, *, maskable: bool):
-        super().__init__()
-        assert run.regions is not None
-        self.features = None
-        if run.regions.source is not RegionSource.column:
-            described = run.regions.tower
-            self.features = RegionFeatures(VisionTower(described, maskable=False) if described is not None else None)
-        features = self.features.width if self.features is not None else run.regions.width
-        assert features is not None
-        width = run.text.width
+        super().__init__(run)
+        features, width = self.feature_width, run.text.width
         self.width, self.saves_memory = width, False
         self.img_linear = nn.Linear(features, width)
         self.img_layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -48,7 +39,6 @@ class RegionTower(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(features).normal_(std=0.02)) if maskable else None
         self.LayerNorm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = Dropout(run.text.dropout)
-        self.register_buffer("cells", grid_cells(run.regions.grid), persistent=False)
 
     def forward(
         self,
@@ -58,21 +48,8 @@ class RegionTower(nn.Module):
         region_mask: Tensor | None = None,
     ) -> Tensor:
         """Tokens (B, R, D); arguments as ``Batch`` has them."""
-        if region_boxes is None:
-            region_boxes = self.cells.expand(len(image), -1, -1)
-        return self.embed(self.look(image, regions, region_boxes), region_boxes, region_mask)
-
-    def look(self, image: Tensor, regions: Tensor | None, region_boxes: Tensor) -> Tensor:
-        """Features of regions, (B, R, d), without a gradient: a column's, or made from the image.
-
-        Raises:
-            UserError: the run reads a column, and there is none.
-        """
-        if self.features is None:
-            if regions is None:
-                raise UserError("regions.source: column reads region_feats; a picture without them cannot be used")
-            return regions.to(self.img_linear.weight.dtype)
-        return self.features(image, region_boxes)
+        boxes = self.boxes_of(image, region_boxes)
+        return self.embed(self.look(image, regions, boxes), boxes, region_mask)
 
     def embed(
         self, features: Tensor, region_boxes: Tensor, region_mask: Tensor | None, hidden: Tensor | None = None

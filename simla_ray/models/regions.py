@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from simla_ray.config.schema import RegionSource, Run
+from simla_ray.errors import UserError
 from simla_ray.models.vision import MEAN, STD, VisionTower
 
 #: Style of ``box_geometry`` -> its numbers: MVPTR's and UNITER's.
@@ -90,3 +92,43 @@ class RegionFeatures(nn.Module):
                 return average_under(maps, boxes)[..., 0, 0]
             pixels = image if image.is_floating_point() else (image - self.mean) / self.std
             return average_under(pixels, boxes, CELLS).flatten(2)
+
+
+class RegionSide(nn.Module):
+    """The image side of a model whose images are made of regions: what their features are and where regions lie.
+
+    Attributes:
+        features: makes them from the image; None where they are a column's.
+        feature_width: numbers of a feature, d.
+    """
+
+    cells: Tensor
+
+    def __init__(self, run: Run):
+        super().__init__()
+        regions = run.regions
+        assert regions is not None
+        self.features = None
+        if regions.source is not RegionSource.column:
+            described = regions.tower
+            self.features = RegionFeatures(VisionTower(described, maskable=False) if described is not None else None)
+        width = self.features.width if self.features is not None else regions.width
+        assert width is not None
+        self.feature_width: int = width
+        self.register_buffer("cells", grid_cells(regions.grid), persistent=False)
+
+    def boxes_of(self, image: Tensor, region_boxes: Tensor | None) -> Tensor:
+        """(B, R, 4); of pictures (B, 3, px, px) that come without boxes the cells of the grid."""
+        return self.cells.expand(len(image), -1, -1) if region_boxes is None else region_boxes
+
+    def look(self, image: Tensor, regions: Tensor | None, region_boxes: Tensor) -> Tensor:
+        """Features of regions, (B, R, d), without a gradient: a column's, or made from the image.
+
+        Raises:
+            UserError: the run reads a column, and there is none.
+        """
+        if self.features is not None:
+            return self.features(image, region_boxes)
+        if regions is None:
+            raise UserError("regions.source: column reads region_feats; a picture without them cannot be used")
+        return regions.to(self.cells.dtype)

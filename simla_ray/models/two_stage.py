@@ -11,19 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from simla_ray.config.schema import RegionSource, Run
-from simla_ray.errors import UserError
+from simla_ray.config.schema import Run
 from simla_ray.models.dropout import Dropout
 from simla_ray.models.region_merging import RegionMerging
-from simla_ray.models.regions import STYLES, RegionFeatures, box_geometry, grid_cells
+from simla_ray.models.regions import STYLES, RegionSide, box_geometry
 from simla_ray.models.stack import Attentions, Read, Stack
 from simla_ray.models.text import Embeddings, MlmHead, bert_init
-from simla_ray.models.vision import VisionTower
 
 STYLE = "six"
 
 
-class TaggedRegionTower(nn.Module):
+class TaggedRegionTower(RegionSide):
     """BERT layers over [CLS], tags, [SEP] and regions. Tags are embedded as words are, with a type of their own;
     regions have neither position nor type, where they lie is part of their features.
 
@@ -35,24 +33,16 @@ class TaggedRegionTower(nn.Module):
     embeddings: Embeddings
 
     def __init__(self, run: Run, vocab_size: int, *, tag_head: bool):
-        super().__init__()
-        assert run.regions is not None
+        super().__init__(run)
         text = run.text
-        self.features = None
-        if run.regions.source is not RegionSource.column:
-            described = run.regions.tower
-            self.features = RegionFeatures(VisionTower(described, maskable=False) if described is not None else None)
-        width = self.features.width if self.features is not None else run.regions.width
-        assert width is not None
         self.width, self.saves_memory = text.width, False
         # BERT's second token type, less the first one, which is part of the positions.
         self.tag_type = nn.Parameter(torch.empty(text.width).normal_(std=0.02))
-        self.regions = nn.Linear(width + STYLES[STYLE], text.width)
+        self.regions = nn.Linear(self.feature_width + STYLES[STYLE], text.width)
         self.dropout = Dropout(text.dropout)
         self.encoder = bert_layers(run, text.depth // 2)
         self.tag_head = MlmHead(text.width, vocab_size).apply(bert_init) if tag_head else None
         bert_init(self.regions)
-        self.register_buffer("cells", grid_cells(run.regions.grid), persistent=False)
 
     def embed_with(self, embeddings: Embeddings) -> None:
         """Embed tags as the text tower embeds words.
@@ -72,26 +62,13 @@ class TaggedRegionTower(nn.Module):
         """Tokens (B, 1 + R, D): [CLS] and the regions, of which rows of zeros are not there; arguments as ``Batch`` has
         them. Of a picture that comes without boxes the regions are the cells of the grid.
         """
-        if region_boxes is None:
-            region_boxes = self.cells.expand(len(image), -1, -1)
+        boxes = self.boxes_of(image, region_boxes)
         if region_mask is None:
-            region_mask = torch.ones(region_boxes.shape[:2], dtype=torch.bool, device=image.device)
+            region_mask = torch.ones(boxes.shape[:2], dtype=torch.bool, device=image.device)
         tags = self.embeddings.word_embeddings(tag_ids)
-        states = self.states(tags, tag_ids != 0, self.look(image, regions, region_boxes), region_boxes, region_mask)
+        states = self.states(tags, tag_ids != 0, self.look(image, regions, boxes), boxes, region_mask)
         seen = states[:, tag_ids.shape[1] :] * region_mask[:, :, None]
         return torch.cat([states[:, :1], seen], 1)
-
-    def look(self, image: Tensor, regions: Tensor | None, region_boxes: Tensor) -> Tensor:
-        """Features of regions, (B, R, d): a column's, or made from the image.
-
-        Raises:
-            UserError: the run reads a column, and there is none.
-        """
-        if self.features is not None:
-            return self.features(image, region_boxes)
-        if regions is None:
-            raise UserError("regions.source: column reads region_feats; a picture without them cannot be used")
-        return regions
 
     def states(self, tags: Tensor, tag_mask: Tensor, features: Tensor, boxes: Tensor, there: Tensor) -> Tensor:
         """tags (B, G, D), vectors of their words, with their mask (B, G); features (B, R, d), boxes (B, R, 4) and mask

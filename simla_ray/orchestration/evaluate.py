@@ -13,10 +13,14 @@ import torch
 
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
+from simla_ray.data.concept_source import check_phrases
+from simla_ray.data.concept_tokens import concept_columns
 from simla_ray.data.convert.progress import Progress
 from simla_ray.data.index import Index, build_index
-from simla_ray.data.schema import TRAINING
+from simla_ray.data.regions import region_columns
+from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_column, read_pieces, read_rows
+from simla_ray.data.tags import tag_columns
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
 from simla_ray.evaluation.blind import Blind
@@ -77,6 +81,7 @@ def evaluate_run(
     run, scorer, prepared = _opened(path, storage)
     roots = _folders(images) or run.data.image_roots
     index = build_index(data, split, roots, "--data") if data else index_of(run, "test")
+    check_phrases(run, {"--data" if data else "data.test": index})
     tokenizer = load_tokenizer(run, prepared)
     if tokenizer is not None:
         tokenizer = tokenizer.to(scorer.device)
@@ -129,8 +134,10 @@ def score_file(
     Raises:
         UserError: no such run or file, or ``out`` cannot be written.
     """
-    _, scorer, _ = _opened(path, storage)
+    run, scorer, _ = _opened(path, storage)
     index = build_index(list(uris), None, _folders(images), "--score")
+    check_phrases(run, {"--score": index})
+    columns = training_columns((*region_columns(run), *concept_columns(run), *tag_columns(run)))
     if out.resolve() in {Path(unit.path).resolve() for unit in index.units}:
         raise UserError(f"--out: {out} is one of the files to score; give another name")
     dropped: Counter[str] = Counter()
@@ -139,7 +146,7 @@ def score_file(
     def rows() -> Iterator[dict[str, Any]]:
         nonlocal read
         for unit in index.units:
-            for _, piece in read_pieces(unit, np.arange(len(unit)), TRAINING, index.roots):
+            for _, piece in read_pieces(unit, np.arange(len(unit)), columns, index.roots):
                 for row in piece:
                     read += 1
                     yield row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simla_ray.config.enums import RegionSource, ScheduleKind
+from simla_ray.config.enums import RegionFeatures, RegionSource, ScheduleKind
 from simla_ray.config.schema import Run
 
 
@@ -14,8 +14,9 @@ def region_fallbacks(run: Run) -> list[str]:
     if regions is None:
         return found
     made = "their features are their own pixels, 8 x 8, in place of a detector's"
-    if regions.weights is not None:
-        made = f"their features are patches of {Path(regions.weights).name}'s frozen tower in place of a detector's"
+    if regions.features is RegionFeatures.tower:
+        whose = f"{Path(regions.weights).name}'s" if regions.weights is not None else "a"
+        made = f"their features are patches of {whose} frozen tower in place of a detector's"
     if regions.source is RegionSource.grid:
         found.append(f"regions: {regions.grid} x {regions.grid} cells of the image in place of a detector's; {made}")
     elif regions.source is not RegionSource.column:

@@ -13,7 +13,7 @@ from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_strict
 from simla_ray.models.model import Model
 from simla_ray.models.vision import VisionTower
-from simla_ray.orchestration.runs import find_run
+from simla_ray.orchestration.runs import begun_run, find_run
 from simla_ray.release.source import Source, find_source
 
 TOWER = "student.vision."
@@ -22,12 +22,21 @@ TOWER = "student.vision."
 def with_tower(run: Run) -> Run:
     """The run with the tower that ``regions.weights`` names described in ``regions.tower``.
 
+    Of a run that goes on from a checkpoint it is the stored description: the tower is in the checkpoint, and what
+    ``regions.weights`` names may be gone.
+
     Raises:
         UserError: it is neither a run, an exported folder nor a timm name, or sees images of another size.
     """
     regions = run.regions
     if regions is None or regions.features is not RegionFeatures.tower or regions.tower is not None:
         return run
+    begun = begun_run(run)
+    if begun is not None and begun.regions is not None and begun.regions.tower is not None:
+        known = begun.regions
+        if str(known.weights) in (regions.weights, str(Path(str(regions.weights)).absolute())):
+            described = {"weights": known.weights, "tower": known.tower}
+            return run.model_copy(update={"regions": regions.model_copy(update=described)})
     source = _source(run)
     if source is not None:
         assert source.run is not None

@@ -13,6 +13,7 @@ from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.models.model import Model
 from simla_ray.release.source import find_source, trained_model
+from simla_ray.training.checkpoint import find_checkpoint
 
 #: What can lie under storage -> the file that it has from its start on.
 CONFIGS = {"run": "config.yaml", "sweep": "sweep.yaml", "comparison": "comparison.yaml"}
@@ -36,6 +37,16 @@ def check_same_run(run: Run) -> None:
         raise UserError(
             f"{folder} was started with another config; give the run another --name, or undo:\n" + "\n".join(lines)
         )
+
+
+def begun_run(run: Run) -> Run | None:
+    """The stored config of a named run that has a checkpoint to go on from; None of any other."""
+    if run.name is None:
+        return None
+    stored = run_folder(run) / "config.yaml"
+    if not stored.exists() or find_checkpoint(run_folder(run) / "checkpoints") is None:
+        return None
+    return load_run([stored], presets=False)
 
 
 def check_kind(folder: Path, kind: str) -> None:

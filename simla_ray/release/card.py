@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from simla_ray.config.enums import Fusion
+from simla_ray.config.enums import Fusion, TagSource
 from simla_ray.config.schema import Run
 
 METHODS = {
@@ -44,16 +44,11 @@ def card(run: Run, manifest: Mapping[str, Any], summary: Mapping[str, Any], fact
 
 
 def _what(run: Run, manifest: Mapping[str, Any], summary: Mapping[str, Any], facts: Mapping[str, str]) -> str:
-    vision, text = run.vision, run.text
     rows = {
         "label": run.label,
         "method": METHODS.get(str(run.method), str(run.method)),
         "objectives": ", ".join(run.objectives.active()),
-        "image tower": f"{vision.timm}, {vision.image_px} px in patches of {vision.patch_px}"
-        if run.regions is None
-        else f"none; regions of the image: {run.regions.source}",
-        "text": f"{text.depth} layers of width {text.width}, at most {text.max_tokens} tokens",
-        "joint space": f"{run.joint_width} dimensions",
+        **_parts(run),
     }
     if summary:
         rows["trained"] = (
@@ -67,6 +62,34 @@ def _what(run: Run, manifest: Mapping[str, Any], summary: Mapping[str, Any], fac
     rows["code"] = f"commit {manifest['git_sha']}" if manifest.get("git_sha") else ""
     rows |= facts
     return "## What it is\n\n" + _table(("", ""), ((name, value) for name, value in rows.items() if value))
+
+
+def _parts(run: Run) -> dict[str, str]:
+    """What the model is made of: the towers that it has, the layers over what both give, the space of its vectors."""
+    vision, text = run.vision, run.text
+    pixels = f"images of {vision.image_px} px in patches of {vision.patch_px}"
+    side = "" if run.regions is None else f"regions of the image ({run.regions.source})"
+    tokens = f"at most {text.max_tokens} tokens"
+
+    def layers(n: int) -> str:
+        return f"{n} layer{'s' * (n != 1)} of width {text.width}"
+
+    if text.fusion is Fusion.merged:
+        stack = f"{layers(text.depth)} over words and {side}" if side else f"{vision.timm} over words and {pixels}"
+        return {"one stack": f"{stack}, {tokens}"}
+    if text.fusion is Fusion.two_stage:
+        half = text.depth // 2
+        tags = "tags and " if run.tags is not None and run.tags.source is not TagSource.none else ""
+        rows = {
+            "image tower": f"{layers(half)} over {tags}{side}",
+            "text": f"{layers(half)}, {tokens}",
+            "fusion": f"{layers(text.depth - half)} over what both give",
+        }
+    else:
+        rows = {"image tower": f"{vision.timm}, {pixels}", "text": f"{layers(text.depth)}, {tokens}"}
+    if {"itc", "itm", "psl"} & set(run.objectives.active()):
+        rows["joint space"] = f"{run.joint_width} dimensions"
+    return rows
 
 
 def _use(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from simla_ray.config.schema import Run
+from simla_ray.config.schema import RegionSource, Run
 from simla_ray.data.augment import evaluation_view, to_array
 from simla_ray.data.decode import DropRow, decode, to_rgb
 from simla_ray.data.text import Vocabulary, clean, load_stop_words
@@ -55,6 +56,9 @@ class Pretrained:
     Pictures are resized to the side the tower knows, texts cleaned and cut, as in training's evaluation. Tensors come
     back on ``device``, in float32, without gradients. A run without the objective that trains what a method reads
     raises ``UserError``.
+
+    A model over the boxes of all objects sees a picture given alone as the cells of a grid: the first one is warned of,
+    and ``without_boxes`` counts them. Where it reads phrase concepts from a column, a text given alone has none.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Pretrained:
         self.run, self.vocabulary, self.device, self.folder = run, vocabulary, device, folder
         self.model = model.requires_grad_(False).to(device)
         self.scorer = Scorer(run, self.model, vocabulary, device)
+        self.without_boxes = 0
 
     @classmethod
     def load(cls, path: Path, device: str | torch.device = "auto") -> Pretrained:
@@ -81,6 +86,18 @@ class Pretrained:
         vocabulary = source.vocabulary()
         model = trained_model(source.run, vocabulary, source.read(), source.file)
         return cls(source.run, model, vocabulary, device, path.resolve())
+
+    @property
+    def wants_boxes(self) -> bool:
+        """Whether the model knows images by the boxes of their objects, which a picture given alone does not have."""
+        return self.run.regions is not None and self.run.regions.source is RegionSource.boxes
+
+    @property
+    def seen_as(self) -> str:
+        """What a picture without boxes is to a model that wants them, for whoever is told of it."""
+        assert self.run.regions is not None
+        tags = ", without tags" if self.scorer.maker.tags is not None else ""
+        return f"seen as the {self.run.regions.grid} x {self.run.regions.grid} cells of a grid{tags}"
 
     def encode_image(self, images: Sequence[Picture] | Picture, batch_size: int = BATCH) -> Tensor:
         """n pictures -> unit vectors (n, E)."""
@@ -254,6 +271,11 @@ class Pretrained:
 
     def _view(self, image: Picture, number: int) -> np.ndarray:
         """(3, px, px) uint8; ``number`` is for the message."""
+        if self.wants_boxes:
+            self.without_boxes += 1
+            if self.without_boxes == 1:
+                note = f"{self.run.label}: a picture given alone has no boxes; it is {self.seen_as}"
+                warnings.warn(note, stacklevel=2)
         try:
             upright = _rgb(image, self.run.data.max_pixels)
         except DropRow as drop:

@@ -116,6 +116,8 @@ class ImageIndex:
                 store.save(*settle())
         index = cls(model, collection, *settle())
         index.encoded = len(todo)
+        if model.wants_boxes:
+            say(f"regions    {len(index):,} pictures have no boxes here; each is {model.seen_as}")
         if not len(index):
             why = ", ".join(f"{reason} {n:,}" for reason, n in index.reasons.items())
             raise UserError(f"{source}: none of its pictures can be read ({why})")

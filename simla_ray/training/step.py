@@ -179,10 +179,18 @@ class Step:
         queue.write(in_order(0), in_order(1), in_order(2), step * total % len(queue.ids))
 
     def _enter_phase(self, active: set[str]) -> None:
+        """Let what these objectives reach train, and wrap the module anew where that changes.
+
+        Where one objective is drawn a step, what any of them reaches trains all the time, and one wrapper serves all
+        steps: it looks which parameters a step has used, and the others keep no gradient, as with one worker. All
+        workers draw the same objective, so they agree on it.
+        """
         if active == self.active:
             return
-        self.active = active
+        began, self.active = bool(self.active), active
         sampled = self.run.schedule.kind is ScheduleKind.sampled
+        if sampled and began:
+            return
         self.model.trainable_in(set(self.run.objectives.active()) if sampled else active)
         if self.comm.world > 1:
             self.wrapped = self.module  # drop the old reducer's hooks before the new one registers its own

@@ -203,6 +203,39 @@ def test_controlled_leaves_of_recipes_what_is_fusion_and_objectives_and_says_so(
     assert free.notes() == [] and free.recipe("simla") is None
 
 
+BOXES = ["simla", "clip", "mvptr", "uniter"]
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_with_boxes_everybody_has_the_augmentation_that_boxes_follow(size, tmp_path):
+    """Sizes turn pictures in other ways too; a controlled comparison neither refuses boxes nor treats them apart."""
+    plan = load_comparison((), [*CONTROLLED, f"size={size}"], BOXES)
+    runs = {entry: plan.run(entry, 0) for entry in BOXES}
+    assert {run.data.augment for run in runs.values()} == {"crop"}
+    for entry in BOXES[1:]:
+        for path, _, value in difference(runs["simla"], runs[entry], "identity"):
+            assert not is_held(path, value), f"{entry}: {path}={value}"
+    (note,) = [note for note in plan.notes() if "data.augment" in note]
+    assert note.startswith("All entries only crop and flip pictures (data.augment=crop; the size has full): boxes ")
+    assert note.endswith("images are made of them in mvptr, uniter.")
+    stored = tmp_path / "comparison.yaml"
+    stored.write_text(to_yaml(plan))
+    again = load_comparison([stored])
+    assert to_yaml(again) == to_yaml(plan) and again.notes() == plan.notes()
+
+
+def test_without_boxes_the_size_decides_how_pictures_are_augmented(shared):
+    grid = load_comparison((), [*CONTROLLED, "size=small"], ["simla", "mvptr-grid", "uniter-grid", "vilt"])
+    assert {grid.run(entry, 0).data.augment for entry in grid.entries} == {"full"}
+    assert not any("crop and flip" in note for note in grid.notes())
+    tiny = load_comparison([shared], CONTROLLED, BOXES)  # its pictures are only cropped anyway
+    assert "data" not in tiny.shared and not any("crop and flip" in note for note in tiny.notes())
+    free = load_comparison((), ["size=small"], BOXES)
+    assert [free.run(entry, 0).data.augment for entry in BOXES] == ["full", "full", "crop", "crop"]
+    said = error_of([*CONTROLLED, "size=small", "data.augment=full"], (), BOXES)
+    assert "mvptr.data.augment: full turns the image away from its boxes; use crop" in said
+
+
 def test_a_method_that_sets_what_is_held_goes_without_it():
     layer = {"vision": {"source": "patches", "depth": 6}, "text": {"fusion": "merged", "depth": 0, "max_tokens": 40}}
     layer |= {"optim": {"betas": [0.9, 0.98]}, "queue": 0, "objectives": {"itm": {"eps": 0.1}, "psl": None}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Concepts as Config
 from simla_ray.data.blocks import table_block
-from simla_ray.data.concept_tokens import ConceptTokens, concept_columns, concepts_for
+from simla_ray.data.concept_tokens import ConceptTokens, column_phrases, concept_columns, concepts_for
 from simla_ray.data.concepts import Concepts, Said, build_concepts, mask_concepts, said_concepts
 from simla_ray.data.map_functions import BlockMaker, ConceptReader, WindowReader
 from simla_ray.data.order import Position
@@ -170,7 +170,8 @@ def test_phrases_of_a_column_are_taken_as_they_stand(reads_concepts):
     vocabulary = Vocabulary(vocabulary.tokenizer, {}, (), concepts)
     encoded = vocabulary.encode("there is a red ring", run.text.max_tokens)
     row = {"phrases": [{"text": "Red ring.", "boxes": None}, {"text": "blue heart", "boxes": None}]}
-    assert ConceptTokens(run, vocabulary).said(encoded, row).ids.tolist() == [concepts.ids["red", "ring"]]
+    said = ConceptTokens(run, vocabulary).said(encoded, column_phrases(row))
+    assert said.ids.tolist() == [concepts.ids["red", "ring"]]
 
 
 def test_a_vocabulary_without_concepts_is_refused(vocabulary):

@@ -9,24 +9,26 @@ from simla_ray.data.collate import collate
 from simla_ray.data.region_source import with_regions
 from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.data.tag_source import with_tags
-from simla_ray.evaluation.eval_set import EvalSet
+from simla_ray.evaluation.eval_set import EvalSet, load_items
+from simla_ray.evaluation.keywords import average_precision, unsaid
+from simla_ray.evaluation.keywords import measure as measure_keywords
 from simla_ray.evaluation.pairs import score_pairs
-from simla_ray.evaluation.retrieval import measure
+from simla_ray.evaluation.retrieval import measure, validation_retrieval, vector_retrieval
 from simla_ray.evaluation.scorer import Scorer, seen
 from simla_ray.evaluation.words import color_words
 from simla_ray.evaluation.words import measure as measure_words
 from simla_ray.evaluation.work import Work
 from simla_ray.models.model import Model
+from simla_ray.release.pretrained import Pretrained
 from tests.models.toy import with_concepts
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["mvptr", "mvptr-grid"])
-def scorer(request, world_rows, vocabulary):
-    keys = ["concepts.most=300", "regions.grid=3", "batch.global=32", "ray.workers=1"]
-    run = with_tags(with_regions(load_run(overrides=[f"method={request.param}", *keys]), None), None)
-    vocabulary = with_concepts(vocabulary, world_rows["train"], run)
+def make_scorer(method, rows, vocabulary, *more):
+    keys = ["concepts.most=300", "regions.grid=3", "batch.global=32", "ray.workers=1", *more]
+    run = with_tags(with_regions(load_run(overrides=[f"method={method}", *keys]), None), None)
+    vocabulary = with_concepts(vocabulary, rows, run)
     torch.manual_seed(0)
     model = Model(run, len(vocabulary))
     with torch.no_grad():  # scores of fresh weights are all alike
@@ -34,6 +36,17 @@ def scorer(request, world_rows, vocabulary):
             if parameter.ndim > 1:
                 parameter.mul_(4)
     return Scorer(run, model, vocabulary, CPU)
+
+
+@pytest.fixture(scope="module", params=["mvptr", "mvptr-grid"])
+def scorer(request, world_rows, vocabulary):
+    return make_scorer(request.param, world_rows["train"], vocabulary)
+
+
+@pytest.fixture(scope="module")
+def of_column(world_rows, vocabulary):
+    """Reads its concepts from the column of phrases."""
+    return make_scorer("mvptr", world_rows["train"], vocabulary, "concepts.source=column", "concepts.min_count=1")
 
 
 def test_scores_of_pairs_are_those_of_the_training_pass(scorer, world_rows):
@@ -95,3 +108,88 @@ def test_a_masked_colour_is_told_by_no_concept(scorer, world_rows):
         if words.count(case.word) == 1:
             assert not any(case.word in name.get(i, ()) for i in row[n:])
     assert hidden > 10 and measure_words(data).metrics["n"] == len(cases)
+
+
+def test_texts_have_the_phrases_of_their_rows_as_in_training(of_column, world_rows):
+    """Of three captions a row the phrases of the first are named: the others say some of them, or none."""
+    data = EvalSet.load(of_column, world_rows["train"][:24], Work())
+    ids, mask = of_column.tokenize(data.texts, phrases=data.phrases)
+    alone, _ = of_column.tokenize(data.texts)
+    known = len(of_column.vocabulary)
+    said = 0
+    for item, text in zip(data.items, data.text_of_caption[data.first_caption], strict=True):
+        row = ids[text][mask[text]].tolist()
+        assert row == item.sample["token_ids"][: int(item.sample["n_tokens"])].tolist()
+        said += sum(i >= known for i in row)
+    assert said > 24 and alone.max() < known  # a text of no row has none
+    other = [text for text in range(len(data.texts)) if text not in data.text_of_caption[data.first_caption]]
+    assert (ids[other] >= known).sum() < (ids >= known).sum() / 2
+
+
+def test_every_score_of_a_caption_reads_its_phrases(of_column, world_rows):
+    rows = world_rows["val"][:12]
+    data = EvalSet.load(of_column, rows, Work())
+    _, _, bare = of_column.encode_texts(data.texts)
+    assert np.abs(data.text_vectors - bare.numpy()).max() > 1e-3
+    scored = list(score_pairs(of_column, rows))
+    cosine = (data.image_vectors[data.image_of_caption] * data.text_vectors[data.text_of_caption]).sum(1)
+    np.testing.assert_allclose([one.itc for one in scored], cosine, atol=1e-5)
+    logits = data.match_logits(data.image_of_caption, data.text_of_caption)
+    np.testing.assert_allclose([one.itm for one in scored], 1 / (1 + np.exp(-logits)), rtol=1e-3, atol=1e-5)
+    found = validation_retrieval(of_column, load_items(of_column, rows))
+    expected = vector_retrieval(data.image_vectors, data.text_vectors[data.text_of_caption], data.image_of_caption)
+    assert found == expected
+    assert measure_words(data).metrics["n"] > 0
+
+
+def test_a_caption_of_several_rows_is_one_text_with_the_phrases_of_all(of_column, world_rows):
+    first, second = (dict(row) for row in world_rows["val"][:2])
+    caption = first["captions"][0]
+    second |= {"captions": [caption], "claims": None, "phrases": [{"text": "there is", "boxes": None}]}
+    data = EvalSet.load(of_column, [first, second, first | {"uid": "again", "phrases": None}], Work())
+    named = [phrase["text"] for phrase in first["phrases"]]
+    assert data.texts == [caption] and data.phrases == [(*named, "there is")]
+    assert [item.said for item in data.items] == [[tuple(named), ()], [("there is",)]]
+
+
+def test_a_masked_colour_is_told_by_no_phrase_of_the_column(of_column, world_rows):
+    data = EvalSet.load(of_column, world_rows["val"][:24], Work())
+    cases = color_words(data)
+    items = [data.items[case.item] for case in cases]
+    captions, phrases = [item.captions[0] for item in items], [item.said[0] for item in items]
+    ids, _ = of_column.tokenize(captions, [case.position for case in cases], phrases)
+    plain, _ = of_column.tokenize(captions, phrases=phrases)
+    name = {i: concept for concept, i in of_column.vocabulary.concepts.ids.items()}
+    told = 0
+    for case, row, shown in zip(cases, ids.tolist(), plain.tolist(), strict=True):
+        n = len(of_column.vocabulary.encode(data.items[case.item].captions[0], of_column.run.text.max_tokens).ids)
+        told += sum(case.word in name.get(i, ()) for i in shown[n:])
+        if data.items[case.item].captions[0].split().count(case.word) == 1:
+            assert not any(case.word in name.get(i, ()) for i in row[n:])
+    assert told > 10
+
+
+def test_unsaid_words_are_ranked_by_images_with_their_boxes(world_rows, vocabulary):
+    """And not as the cells of a grid, as pictures alone are seen."""
+    psl = "objectives.psl={select: content, recommend: off, soft_alpha: 0}"
+    scorer = make_scorer("mvptr", world_rows["train"], vocabulary, psl)
+    data = EvalSet.load(scorer, world_rows["val"][:8], Work())
+    found = unsaid(data)
+    _, with_boxes = found.scores(data.images(range(8)))
+    cells, alone = found.scores(np.stack([item.image for item in data.items]))
+    assert cells.shape[1] == 1 + 9 and np.abs(with_boxes - alone).max() > 1e-4
+    case_scores = with_boxes[[case.item for case in found.cases]]
+    expected = [average_precision(found.ranked(c, s)[1]) for c, s in zip(found.cases, case_scores, strict=True)]
+    assert found.ap() == pytest.approx(np.mean(expected))
+    assert measure_keywords(data).metrics["ap"] == pytest.approx(np.mean(expected))
+
+
+def test_an_index_of_pictures_says_that_they_have_no_boxes(world_rows, vocabulary, tmp_path):
+    scorer = make_scorer("mvptr", world_rows["train"], vocabulary)
+    for i, row in enumerate(world_rows["val"][:3]):
+        (tmp_path / f"{i}.jpg").write_bytes(row["image"])
+    said = []
+    model = Pretrained(scorer.run, scorer.model, scorer.vocabulary, CPU)
+    assert len(model.index(tmp_path, tmp_path.parent / "cache", said.append)) == 3
+    cells = "seen as the 3 x 3 cells of a grid, without tags"
+    assert said[-1] == f"regions    3 pictures have no boxes here; each is {cells}"

@@ -89,7 +89,13 @@ def test_a_loaded_model_matches_pictures_alone_but_has_no_maps(made, vocabulary)
     if scorer.run.regions.source == "column":
         with pytest.raises(UserError, match=r"column reads region_feats; a picture without them cannot be used"):
             model.match([image], ["a red circle"])
+    elif scorer.run.regions.source == "boxes":
+        said = r"uniter-boxes-tiny: a picture given alone has no boxes; it is seen as the 6 x 6 cells of a grid$"
+        with pytest.warns(UserWarning, match=said) as once:
+            assert 0 <= float(model.match([image], ["a red circle"])[0]) <= 1
+            model.match([image, rows[1]["image"]], ["a red circle"] * 2)
+        assert len(once) == 1 and model.without_boxes == 3
     else:
-        assert 0 <= float(model.match([image], ["a red circle"])[0]) <= 1
+        assert 0 <= float(model.match([image], ["a red circle"])[0]) <= 1 and model.without_boxes == 0
     with pytest.raises(UserError, match="has images made of regions; a map needs patches"):
         model.ground([image], ["a red circle"])

@@ -9,8 +9,7 @@ import torch
 
 from simla_ray.config.load import load_run
 from simla_ray.config.schema import Run
-from simla_ray.data.concept_tokens import concepts_for
-from simla_ray.data.phrases import phrases_of
+from simla_ray.data.concept_tokens import column_phrases, concepts_for, phrases_in
 from simla_ray.data.text import Vocabulary, clean
 from simla_ray.models.forward import Needs, Negatives, forward_cross
 from simla_ray.models.model import Model
@@ -129,7 +128,10 @@ __all__ = ["CLS", "CODES", "NAMES", "SUBSETS", "VOCAB", "B", "L", "N", "Negative
 
 def with_concepts(vocabulary, rows, run):
     """The vocabulary with the phrase concepts of some rows' captions."""
-    captions = [clean(c, run.text.max_words) for row in rows for c in row["captions"]]
-    counts = Counter(p.concept for caption in captions for p in phrases_of(caption.split()))
+    most = run.text.max_words
+    captions = [(clean(c, most), column_phrases(row)) for row in rows for c in row["captions"]]
+    counts = Counter(
+        p.concept for caption, given in captions for p in phrases_in(caption.split(), given, run.concepts, most)
+    )
     concepts = concepts_for(run, vocabulary, counts, len(captions))
     return Vocabulary(vocabulary.tokenizer, vocabulary.frequency, vocabulary.answers, concepts)

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from simla_ray.config.load import load_run
 from simla_ray.errors import UserError
 from simla_ray.evaluation import pairs
 from simla_ray.orchestration import cli, evaluate
 from simla_ray.orchestration.evaluate import evaluate_run, score_file
+from tests.models.toy import with_concepts
 from tests.release.conftest import make_run_folder
 
 PACKS = Path(os.environ.get("SIMLA_PACKS_DIR", Path(__file__).parents[3] / "shared" / "packs"))
@@ -161,6 +163,39 @@ def test_images_of_a_list_that_lie_elsewhere(run_folder, listed, tmp_path):
     out = tmp_path / "scores.csv"
     assert score_file(run_folder, [str(moved)], out, say=lambda line: None)["scored"] == 0
     assert score_file(run_folder, [str(moved)], out, say=lambda line: None, images=[tmp_path])["scored"] == 9
+
+
+@pytest.fixture(scope="module")
+def reads_phrases(tmp_path_factory, vocabulary, world_rows):
+    """A run over boxes and tags whose concepts come from a column."""
+    keys = {
+        "method": "mvptr", "queue": 0, "regions__source": "boxes", "tags__source": "box_labels",
+        "concepts__source": "column", "concepts__most": 300, "concepts__min_count": 1,
+    }  # fmt: skip
+    run = load_run(overrides={key.replace("__", "."): value for key, value in keys.items()})
+    words = with_concepts(vocabulary, world_rows["train"], run)
+    return make_run_folder(tmp_path_factory.mktemp("runs") / "phrases", words, **keys)[0]
+
+
+def test_a_column_of_phrases_is_read_wherever_rows_are(reads_phrases, world_files, world_rows, tmp_path):
+    file = str(world_files / "test.parquet")
+    measured = evaluate_run(reads_phrases, ["retrieval"], data=[file])["retrieval"].metrics
+    found = score_file(reads_phrases, [file], tmp_path / "scores.csv", say=lambda line: None)
+    assert found == {"pairs": 48, "scored": 48, "dropped": {}} and measured["n_captions"] == 48
+    rows = read(tmp_path / "scores.csv")
+    cosines = [one.itc for one in pairs.score_pairs(evaluate._opened(reads_phrases, Path())[1], world_rows["test"])]
+    assert np.allclose([float(row["itc"]) for row in rows], cosines, atol=1e-5)
+
+
+def test_files_without_the_column_of_phrases_are_refused(reads_phrases, world_files, tmp_path):
+    bare = tmp_path / "bare.parquet"
+    pq.write_table(pq.read_table(world_files / "test.parquet").drop_columns(["phrases"]), bare)
+    why = r"no phrases in the first rows of .*bare\.parquet, which concepts\.source=column reads"
+    with pytest.raises(UserError, match=f"^--data: {why}"):
+        evaluate_run(reads_phrases, data=[str(world_files / "test.parquet"), str(bare)])
+    with pytest.raises(UserError, match=f"^--score: {why}"):
+        score_file(reads_phrases, [str(bare)], tmp_path / "scores.csv", say=lambda line: None)
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_groups_of_emoji_are_classes(run_folder):

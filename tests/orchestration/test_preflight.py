@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -396,6 +397,20 @@ def test_dry_run_shows_every_check_with_its_figures(no_ray, files, capsys, tmp_p
         "decoding",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_column_of_phrases_that_is_not_there_is_said_before_ray_starts(no_ray, files, capsys, tmp_path):
+    keys = ["method=mvptr", "concepts.source=column", "tags.source=box_labels"]
+    run, _ = preflight.check(load_run(overrides=[*files, *keys]))
+    assert run.concepts.source == "column"
+    bare = tmp_path / "bare.parquet"
+    whole = pq.read_table(files[1].partition("[")[2].removesuffix("]"))
+    pq.write_table(whole.drop_columns(["phrases"]), bare)
+    for extra in ([], ["--dry-run"]):
+        assert cli.pretrain_main([files[0], f"data.val=[{bare}]", *keys, *extra]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: data.val: no phrases in the first rows of {bare}, which concepts.source=column")
+    preflight.check(load_run(overrides=[files[0], f"data.val=[{bare}]", "method=mvptr", "tags.source=box_labels"]))
 
 
 def test_dry_run_says_all_misses_at_once(no_ray, files, good, capsys, monkeypatch):

@@ -1,17 +1,24 @@
 """Features of regions from one's own run: the tower is found, loaded, frozen, and part of the checkpoint."""
 
+import shutil
+
 import pytest
 import torch
 
-from simla_ray.config.load import load_run, to_yaml
+from simla_ray.config.load import load_finetuning, load_run, to_yaml
+from simla_ray.data.cursor import Cursor
 from simla_ray.errors import UserError
 from simla_ray.models.checkpoint_io import load_strict, save_tensors
 from simla_ray.models.model import Model
+from simla_ray.orchestration import preflight
 from simla_ray.orchestration.region_fallbacks import uniter_fallbacks
 from simla_ray.orchestration.region_tower import load_region_tower, with_tower
+from simla_ray.orchestration.runs import check_same_run
 from simla_ray.training.comm import Comm
 from simla_ray.training.measure import synthetic_batch
-from simla_ray.training.optim import named_parameters
+from simla_ray.training.optim import build_optimizer, named_parameters
+from simla_ray.training.saver import Saver
+from simla_ray.training.state import State
 from simla_ray.training.step import Losses, Step
 
 V = 64
@@ -65,6 +72,56 @@ def test_a_step_leaves_it_as_it_is_and_a_checkpoint_has_it(folder):
     again = Model(run, V)
     load_strict(again, model.state_dict(), folder)
     assert not again.student.vision.features.tower.training
+
+
+def needed(run):
+    return [file.key for file in preflight._needed_files(run, None)]
+
+
+def test_a_run_that_goes_on_needs_the_tower_no_more(folder, vocabulary, tmp_path, monkeypatch):
+    """Its checkpoint holds it; a run without a checkpoint, or of another tower, still has to find it."""
+    monkeypatch.chdir(tmp_path)
+    theirs, mine = tmp_path / "theirs", tmp_path / "runs" / "going"
+    shutil.copytree(folder, theirs)
+    keys = (f"storage={tmp_path / 'runs'}", "name=going")
+    run = preflight.with_tower(preflight.with_absolute_paths(tower_run("theirs", *keys)))
+    assert run.regions.weights == str(theirs) and "regions.weights" in needed(run)
+    (mine / "prepared").mkdir(parents=True)
+    (mine / "config.yaml").write_text(to_yaml(run))
+    vocabulary.save(mine / "prepared")
+    model = Model(run, len(vocabulary))
+    load_region_tower(model, run)
+    asked = [preflight.with_absolute_paths(tower_run(weights, *keys)) for weights in ("theirs", theirs)]
+    saver = Saver(mine / "checkpoints", run, model, build_optimizer(model, run.optim), mine / "prepared")
+    saver(State(3, Cursor.start(run.micro_batches), best_step=3))
+    assert saver.finished(wait=True)[0].error is None
+    shutil.rmtree(theirs)
+    asked += [preflight.with_absolute_paths(tower_run(weights, *keys)) for weights in ("theirs", theirs)]
+    for again in asked:
+        found = with_tower(again)
+        assert found.regions == run.regions and "regions.weights" not in needed(found)
+        check_same_run(found)
+    with pytest.raises(UserError, match=r"^regions\.weights: .*others.*no run there"):
+        with_tower(tower_run("others", *keys))
+    with pytest.raises(UserError, match=r"^regions\.weights: .*theirs.*no run there"):
+        with_tower(tower_run(theirs, keys[0], "name=another"))
+    shutil.rmtree(mine / "checkpoints")
+    with pytest.raises(UserError, match=r"^regions\.weights: .*theirs.*no run there"):
+        with_tower(tower_run(theirs, *keys))
+
+
+def test_what_is_fine_tuned_brings_its_tower(folder):
+    start = with_tower(tower_run(folder))
+    run = load_finetuning(start, overrides=["task=retrieval", "init_from=there"])
+    assert run.regions.weights is None and run.regions.tower == start.regions.tower == with_tower(run).regions.tower
+    assert "regions.weights" not in needed(run)
+    assert any("patches of a frozen tower" in line for line in uniter_fallbacks(run))
+    model = Model(run, V)
+    before = {n: t.clone() for n, t in model.student.vision.features.state_dict().items()}
+    load_region_tower(model, run)
+    assert before and all(torch.equal(t, before[n]) for n, t in model.student.vision.features.state_dict().items())
+    with pytest.raises(UserError, match=r"^regions\.weights: None with regions\.features=tower"):
+        load_run(overrides=["method=uniter-grid", "regions.features=tower", "regions.tower={}"])
 
 
 def test_what_cannot_be_one_is_said_in_a_line(folder, tmp_path):

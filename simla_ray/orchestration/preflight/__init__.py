@@ -16,6 +16,7 @@ import torch
 from simla_ray.config.load import load_run, to_dict
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
+from simla_ray.data.concept_source import check_phrases
 from simla_ray.data.index import Index
 from simla_ray.data.order import Order, Share
 from simla_ray.data.region_source import with_regions
@@ -42,13 +43,14 @@ from simla_ray.orchestration.prepare import (
     world_uri,
 )
 from simla_ray.orchestration.region_tower import with_tower
-from simla_ray.orchestration.runs import check_same_run, fresh_name, run_folder
+from simla_ray.orchestration.runs import begun_run, check_same_run, fresh_name, run_folder
 from simla_ray.orchestration.start import describe, find_start, lines_of
 from simla_ray.training.checkpoint import find_checkpoint
 
 #: Keys that name a file, a folder, or by a word something else, relative to where the command was given.
 FILE_KEYS = ("vision.weights", "text.vocab", "objectives.psl.stop_words", "objectives.psl.vocab")
-FOLDER_KEYS = ("text.weights", "codes.source", "regions.weights")
+TOWER_KEY = "regions.weights"
+FOLDER_KEYS = ("text.weights", "codes.source", TOWER_KEY)
 #: Values that are no paths, whatever lies in the working directory.
 WORDS = ("train", "en")
 #: Files of a set that every node opens at most, evenly spread over the set; of those in a store only one.
@@ -89,6 +91,7 @@ def check(run: Run, *, devices: bool = True) -> tuple[Run, dict[str, Index] | No
             return with_tags(with_regions(absolute, None), None), None
     indexes = build_indexes(run)
     check_rows(indexes)
+    check_phrases(run, {f"data.{name}": index for name, index in indexes.items()})
     return with_tags(with_regions(absolute, indexes), indexes), indexes
 
 
@@ -224,7 +227,9 @@ def _needed_files(run: Run, indexes: dict[str, Index] | None) -> Iterator[File]:
     tree = to_dict(run)
     for key in (*FILE_KEYS, *FOLDER_KEYS, "init_from"):
         value = _value(tree, key)
-        if value is not None and Path(value).is_absolute():
+        if value is None or not Path(value).is_absolute():
+            continue
+        if key != TOWER_KEY or begun_run(run) is None:  # else the tower is in the checkpoint
             yield File(key, value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from simla_ray.config.schema import Run
-from simla_ray.data.concept_tokens import concept_columns, concepts_for, phrases_in
+from simla_ray.data.concept_tokens import column_phrases, concept_columns, concepts_for, phrases_in
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
 from simla_ray.data.questions import frequent_answers, task_columns
@@ -105,11 +105,13 @@ def samples_per_s(run: Run, train: Index) -> float | None:
     unit = train.units[0]
     columns = training_columns((*task_columns(run), *region_columns(run), *concept_columns(run), *tag_columns(run)))
     rows = read_rows(unit, np.arange(min(SAMPLES + 1, len(unit))), columns, train.roots)
-    captions = [clean(caption, run.text.max_words) for row in rows for caption in row["captions"]]
+    most = run.text.max_words
+    said_by = [(clean(caption, most), column_phrases(row)) for row in rows for caption in row["captions"]]
+    captions = [caption for caption, _ in said_by]
     vocabulary = build_vocabulary(captions, run.text.model_copy(update={"vocab": "train"}))
     vocabulary.answers = tuple(frequent_answers([qa for row in rows for qa in row.get("qas") or ()], SAMPLES))
     if run.text.concepts:
-        said = Counter(p.concept for c in captions for p in phrases_in(c.split(), {}, run.concepts, run.text.max_words))
+        said = Counter(p.concept for c, given in said_by for p in phrases_in(c.split(), given, run.concepts, most))
         vocabulary.concepts = concepts_for(run, vocabulary, said, len(captions))
     make = SampleMaker(run, vocabulary, training=True)
     seconds = []
