@@ -36,10 +36,12 @@ def join(address: str | None, tasks: int | None) -> int:
     return tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def run_job(items: Sequence[Mapping[str, Any]], work: pipeline.Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
+def run_job(
+    items: Sequence[Mapping[str, Any]], work: pipeline.Work, tasks: int, loads_model: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """``pipeline.job``, with a task's ``UserError`` raised as such."""
     try:
-        yield from pipeline.job(items, work, min(tasks, len(items)))
+        yield from pipeline.job(items, work, min(tasks, len(items)), loads_model)
     except Exception as error:
         mistake = _mistake_in(error)
         if mistake is None:
