@@ -23,6 +23,7 @@ from simla_ray.data.convert.rows import encoded_bytes, pictures_of, schema_of, v
 from simla_ray.data.convert.survey import Place, rows_between
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
+from simla_ray.data.sources.parquet import singles
 from simla_ray.errors import UserError
 from simla_ray.whole import write_whole
 
@@ -121,8 +122,9 @@ def write_shard(folder: Path, report: Report, schema: pa.Schema, groups: Iterabl
                 use_dictionary=[c for c in REPEATING if c in schema.names],
                 write_statistics=["uid"],
             ) as writer:
+                singly = pa.schema([field.with_type(singles(field.type)) for field in schema])
                 for rows in groups:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    writer.write_table(pa.Table.from_pylist(rows, schema=singly).cast(schema))
             file.flush()
             os.fsync(file.fileno())
         report.bytes = temporary.stat().st_size

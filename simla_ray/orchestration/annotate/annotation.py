@@ -116,7 +116,10 @@ def annotate(
         row_bytes=row_bytes,
         about=about,
     )
-    return convert(uris, to, options, tasks, address, say, annotation)
+    manifest = convert(uris, to, options, tasks, address, say, annotation)
+    if manifest["annotation"]["counts"].get("rows_without_boxes"):
+        say(f"note       pictures without boxes have {asked.grid**2} regions; train with at least that in regions.max")
+    return manifest
 
 
 def _source(run: Path, storage: Path) -> Source:

@@ -117,12 +117,12 @@ class Regions:
         return {"boxes": boxes.tolist(), "box_labels": ["" if i < 0 else labels[i] for i in which]}
 
     def __call__(self, views: np.ndarray, boxes: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """views (n, 3, px, px) uint8 and the boxes of each -> for each (R, d) float16."""
+        """views (n, 3, px, px) uint8 and the boxes of each -> for each (R, d), rounded to float16."""
         padded = np.zeros((len(boxes), max(map(len, boxes)), 4), np.float32)
         for row, own in zip(padded, boxes, strict=True):
             row[: len(own)] = own
         images = torch.from_numpy(views).to(self.device)
-        features = self.features(images, torch.from_numpy(padded).to(self.device)).half().cpu().numpy()
+        features = self.features(images, torch.from_numpy(padded).to(self.device)).half().float().cpu().numpy()
         return [of_image[: len(own)] for of_image, own in zip(features, boxes, strict=True)]
 
 
@@ -250,8 +250,8 @@ class Annotators:
             counts |= {"regions": len(columns["boxes"]), "rows_without_boxes": cells, "rows_without_regions": 0}
         elif self.regions is not None:
             counts |= {"regions": 0, "rows_without_regions": 1}
-        if self.tags is not None and not pictured:
-            counts |= {"tags": 0, "rows_without_tags": 1}
+        if self.tags is not None:
+            counts |= {"tags": 0, "rows_without_tags": 1}  # for now
         if self.phrases:
             given = row.get("phrases") or []
             known = {clean(phrase["text"] or "", MAX_WORDS) for phrase in given}
