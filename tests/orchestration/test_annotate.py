@@ -30,6 +30,7 @@ from simla_ray.models.model import Model
 from simla_ray.orchestration.annotate.annotation import _frequency
 from simla_ray.orchestration.annotate.annotators import Annotators, Words
 from simla_ray.orchestration.annotate.command import main
+from simla_ray.orchestration.manifest import fallbacks
 from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import prepare
 from simla_ray.orchestration.region_tower import load_region_tower, with_tower
@@ -205,7 +206,7 @@ def test_tags_are_the_heads_words_that_say_more_than_their_share(annotated, fold
             if word in stop_words or not is_noun(word) or vocabulary.unk_id in pieces:
                 continue
             p = 1 / (1 + math.exp(-sum(logits[i] for i in pieces) / len(pieces)))
-            if p >= 0.2 and p > share:
+            if p >= 0.2:
                 scored.append((-math.log(p / share), word))
         best = {}
         for _, word in sorted(scored):
@@ -314,6 +315,10 @@ def test_a_training_reads_the_columns_and_runs_no_tower(annotated, method, tmp_p
     if method == "mvptr":
         keys |= {"tags.source": "column", "concepts.source": "column", "concepts.min_count": 1}
     run, indexes = check(load_run(overrides={**data, **keys, "storage": str(tmp_path)}), devices=False)
+    told = [line for line in fallbacks(run) if "mine's" in line or "SPICE" in line]
+    assert [line.partition(":")[0] for line in told] == ["regions", "tags", "phrase concepts"][
+        : 3 if method == "mvptr" else 1
+    ]
     assert run.regions.width == 64 and indexes is not None
     prepared = prepare(run, tmp_path / "prepared", 2)
     lanes = list(range(run.micro_batches))

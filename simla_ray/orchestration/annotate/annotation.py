@@ -36,8 +36,6 @@ COLUMNS: dict[str, dict[str, pa.DataType]] = {
 }
 #: Columns that say the same, made otherwise: no row may have them before.
 NEW = ("region_feats", "tags")
-#: About what tags and phrases add to a row.
-TEXT_BYTES = 500
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,9 @@ def annotate(
         where = named(uri)[1]
         if not is_remote(where) and Path(where).is_dir() and Path(to).resolve().is_relative_to(Path(where).resolve()):
             raise UserError(f"--to: {to} lies in {uri}, which is read; give a folder outside of it")
-    settings, about = (
-        asked.settings(),
-        {"with": list(asked.names), "packages": versions(PACKAGES), "git_sha": git_sha()},
-    )
-    folder, words, row_bytes = None, None, TEXT_BYTES
+    settings = asked.settings()
+    about: dict[str, Any] = {"with": list(asked.names), "packages": versions(PACKAGES), "git_sha": git_sha()}
+    folder, words = None, None
     if asked.run is not None:
         source = _source(asked.run, storage)
         folder = source.file.parent
@@ -103,9 +99,6 @@ def annotate(
                 words = replace(words, frequency=_frequency(uris, options, tasks, address, say), counted="source")
             about["vocabulary"] = words.about()
     make = partial(Annotators, asked.names, folder, asked.grid, asked.tags, asked.threshold, words, options.max_pixels)
-    made = make()  # so that what does not fit is said before any row is read
-    if made.regions is not None:
-        row_bytes += 2 * made.regions.features.width * asked.grid**2
     columns = {column: kind for name in asked.names for column, kind in COLUMNS[name].items()}
     annotation = Annotation(
         settings=settings,
@@ -113,7 +106,7 @@ def annotate(
         new=tuple(name for name in NEW if name in columns),
         make=make,
         loads_model=folder is not None,
-        row_bytes=row_bytes,
+        row_bytes=make().row_bytes,  # made here, too, so that what does not fit is said before any row is read
         about=about,
     )
     manifest = convert(uris, to, options, tasks, address, say, annotation)

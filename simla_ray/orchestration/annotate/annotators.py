@@ -32,6 +32,8 @@ from simla_ray.release.source import Source, find_source, trained_model
 BATCH = 32
 #: Words of a caption that are read at most.
 MAX_WORDS = 200
+#: What tags and phrases add to a row, about.
+TEXT_BYTES = 500
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class Regions:
 class Tagger:
     """Words of what pictures show, by PSL's keyword head, the teacher's where there is one.
 
-    A word's score is the log of its probability over its share of the captions: words that are likely in any picture
-    do not win. The highest are tags, if they are above 0 and the probability is no less than ``threshold``; of words
+    A word's score is the log of its probability less that of its share of the captions, so that words which are likely
+    in any picture do not win. Tags are the highest of those whose probability is no less than ``threshold``, of words
     with one lemma the higher. Captions are not read.
     """
 
@@ -148,7 +150,7 @@ class Tagger:
             logits = scorer.teacher.concept_head(vectors)
         log_p = logsigmoid(self.candidates.scores(logits)).cpu()
         scores = log_p - self.log_share
-        fits = (scores > 0) & (log_p.exp() >= self.threshold)
+        fits = log_p.exp() >= self.threshold
         return [self._best(row, ok) for row, ok in zip(scores.numpy(), fits.numpy(), strict=True)]
 
     def _best(self, scores: np.ndarray, fits: np.ndarray) -> list[str]:
@@ -200,6 +202,12 @@ class Annotators:
         if words is not None:
             scorer = Scorer(run, model, vocabulary, device)
             self.tags = Tagger(scorer, words.candidates(run, vocabulary), tags, threshold)
+
+    @property
+    def row_bytes(self) -> int:
+        """About what is added to a row; of regions as many as there are cells."""
+        regions = self.regions
+        return TEXT_BYTES + (2 * regions.features.width * len(regions.cells) if regions is not None else 0)
 
     def __call__(self, rows: list[dict[str, Any]]) -> list[Added | str]:
         """Reasons: those of ``Regions.columns``, and region_feats_unreadable for features beyond float16."""

@@ -31,8 +31,8 @@ Write a data set as sharded Parquet with what UNITER and MVPTR read beside pictu
 regions   region_feats and boxes: patches of the run's image tower under the boxes of all objects and the whole
           image, the largest first, as regions.features=tower makes them in training; of a picture without boxes
           under the cells of a grid
-tags      tags: nouns that the run's keyword head (psl) sees in the picture and that say more of it than of the
-          average caption; captions are not read for them
+tags      tags: nouns that the run's keyword head (psl) sees in the picture, those first that are rarer in captions;
+          captions are not read for them
 phrases   phrases: objects, attributes and relations that the captions say, by rules; phrases with boxes stay
 
 A URI is what python -m simla_ray.data.convert reads."""
