@@ -56,6 +56,8 @@ WAITING_BLOCKS = 2
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
+#: Tasks with a model that share a GPU at most: each has a copy there.
+TASKS_PER_GPU = 4
 PAUSE_S = 0.05
 
 #: Map function: columns of a batch in, blocks of columns out.
@@ -231,11 +233,13 @@ def job(
 
     Args:
         tasks: how many run at the same time.
-        loads_model: the tasks run in actors, each with its ``work``, which share the cluster's GPUs, if it has any.
+        loads_model: the tasks run in actors, each with its ``work``, which share the cluster's GPUs, if it has any,
+            up to ``TASKS_PER_GPU``.
     """
     dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MAX_BLOCKS))
     if loads_model:
         gpus = int(ray.cluster_resources().get("GPU", 0))
+        tasks = min(tasks, TASKS_PER_GPU * gpus) if gpus else tasks
         dataset = dataset.map_batches(
             _Kept,
             fn_constructor_args=(work,),

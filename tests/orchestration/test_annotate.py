@@ -206,7 +206,7 @@ def test_tags_are_the_heads_words_that_say_more_than_their_share(annotated, fold
             if word in stop_words or not is_noun(word) or vocabulary.unk_id in pieces:
                 continue
             p = 1 / (1 + math.exp(-sum(logits[i] for i in pieces) / len(pieces)))
-            if p >= 0.2:
+            if p >= 0.2 and p > share:
                 scored.append((-math.log(p / share), word))
         best = {}
         for _, word in sorted(scored):

@@ -30,6 +30,8 @@ from simla_ray.release.source import Source, find_source, trained_model
 
 #: Pictures that pass through the tower together.
 BATCH = 32
+#: Regions of a picture; where one of them has more, fewer pictures pass together.
+MANY = 100
 #: Words of a caption that are read at most.
 MAX_WORDS = 200
 #: What tags and phrases add to a row, about.
@@ -108,9 +110,11 @@ class Regions:
         Raises:
             DropRow: boxes_unreadable, box_labels_unlike_boxes.
         """
+        labels = row.get("box_labels")
         if not row.get("boxes"):
-            return {"boxes": self.cells.tolist()}
-        given, labels = boxes_of(row), row.get("box_labels")
+            unlabelled = {"box_labels": [""] * len(self.cells)} if labels == [] else {}
+            return {"boxes": self.cells.tolist(), **unlabelled}
+        given = boxes_of(row)
         boxes, which = in_view(given, np.array(WHOLE), False)
         if labels is None:
             return {"boxes": boxes.tolist()}
@@ -123,8 +127,10 @@ class Regions:
         padded = np.zeros((len(boxes), max(map(len, boxes)), 4), np.float32)
         for row, own in zip(padded, boxes, strict=True):
             row[: len(own)] = own
-        images = torch.from_numpy(views).to(self.device)
-        features = self.features(images, torch.from_numpy(padded).to(self.device)).half().float().cpu().numpy()
+        images, places = (torch.from_numpy(array).to(self.device) for array in (views, padded))
+        at_once = max(1, BATCH * MANY // places.shape[1])
+        parts = [self.features(*part) for part in zip(images.split(at_once), places.split(at_once), strict=True)]
+        features = torch.cat(parts).half().float().cpu().numpy()
         return [of_image[: len(own)] for of_image, own in zip(features, boxes, strict=True)]
 
 
@@ -132,8 +138,9 @@ class Tagger:
     """Words of what pictures show, by PSL's keyword head, the teacher's where there is one.
 
     A word's score is the log of its probability less that of its share of the captions, so that words which are likely
-    in any picture do not win. Tags are the highest of those whose probability is no less than ``threshold``, of words
-    with one lemma the higher. Captions are not read.
+    in any picture do not win. Tags are the highest of those that the picture makes likelier than they are in a caption,
+    a score above 0, and no less probable than ``threshold``, for a rare word's score is soon high; of words with one
+    lemma the higher. Captions are not read.
     """
 
     def __init__(self, scorer: Scorer, candidates: Candidates, most: int, threshold: float):
@@ -150,16 +157,16 @@ class Tagger:
             logits = scorer.teacher.concept_head(vectors)
         log_p = logsigmoid(self.candidates.scores(logits)).cpu()
         scores = log_p - self.log_share
-        fits = log_p.exp() >= self.threshold
+        fits = (scores > 0) & (log_p.exp() >= self.threshold)
         return [self._best(row, ok) for row, ok in zip(scores.numpy(), fits.numpy(), strict=True)]
 
     def _best(self, scores: np.ndarray, fits: np.ndarray) -> list[str]:
         """Candidates are in alphabetical order, and the order of equal scores stays."""
         found: dict[str, str] = {}
-        for i in np.argsort(-scores, kind="stable"):
-            if fits[i] and len(found) < self.most:
-                found.setdefault(self.lemmas[i], self.candidates.words[i])
-        return list(found.values())
+        there = np.flatnonzero(fits)
+        for i in there[np.argsort(-scores[there], kind="stable")]:
+            found.setdefault(self.lemmas[i], self.candidates.words[i])
+        return list(found.values())[: self.most]
 
 
 class Annotators:

@@ -31,7 +31,7 @@ Write a data set as sharded Parquet with what UNITER and MVPTR read beside pictu
 regions   region_feats and boxes: patches of the run's image tower under the boxes of all objects and the whole
           image, the largest first, as regions.features=tower makes them in training; of a picture without boxes
           under the cells of a grid
-tags      tags: nouns that the run's keyword head (psl) sees in the picture, those first that are rarer in captions;
+tags      tags: nouns that the run's keyword head (psl) finds likelier in the picture than they are in a caption;
           captions are not read for them
 phrases   phrases: objects, attributes and relations that the captions say, by rules; phrases with boxes stay
 
