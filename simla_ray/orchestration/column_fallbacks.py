@@ -19,31 +19,29 @@ def column_fallbacks(run: Run) -> list[str]:
         "tags": run.tags is not None and run.tags.source is TagSource.column,
         "phrases": bool(run.text.concepts) and run.concepts.source is ConceptSource.column,
     }
-    lines = (_line(name, about) for uri in run.data.train for about in _annotation(uri) for name in about["with"]
-             if reads.get(name))  # fmt: skip
-    return list(dict.fromkeys(lines))
+    return list(dict.fromkeys(line for uri in run.data.train for line in _lines(uri, reads)))
 
 
-def _annotation(uri: str) -> list[dict[str, Any]]:
-    """What the manifest beside a URI's files says, if it is one of ``annotate``."""
+def _lines(uri: str, reads: dict[str, bool]) -> list[str]:
+    """By the manifest beside a URI's files, if it is one of ``annotate``; a manifest may be anybody's."""
     where = Path(named(uri)[1])
     path = (where if where.is_dir() else where.parent) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        about = manifest["annotation"]
-        run = about.get("run", {}).get("name")
-        return [{"with": list(about["with"]), "run": run, "grid": manifest["options"].get("grid")}]
+        return _told(json.loads(path.read_text(encoding="utf-8")), reads)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 
-def _line(name: str, about: dict[str, Any]) -> str:
-    if name == "regions":
-        cells = f"{about['grid']} x {about['grid']} cells"
-        return (
-            f"regions: annotated boxes of all objects and the whole image, without boxes {cells}, in place of a "
-            f"detector's; their features are patches of {about['run']}'s frozen tower in place of a detector's"
-        )
-    if name == "tags":
-        return f"tags: words that {about['run']}'s keyword head sees in the image in place of a detector's"
-    return "phrase concepts: read from the captions by rules in place of the SPICE parser"
+def _told(manifest: dict[str, Any], reads: dict[str, bool]) -> list[str]:
+    about, grid = manifest["annotation"], manifest["options"].get("grid")
+    of_run = f"{about.get('run', {}).get('name')}'s"
+    cells, boxes = f"{grid} x {grid} cells of the image", "annotated boxes of all objects and the whole image"
+    without = about["counts"].get("rows_without_boxes")
+    regions = boxes if not without else cells if without == manifest["rows"] else f"{boxes}, or {cells},"
+    lines = {
+        "regions": f"regions: {regions} in place of a detector's; their features are patches of {of_run} frozen tower "
+        "in place of a detector's",
+        "tags": f"tags: words that {of_run} keyword head sees in the image in place of a detector's",
+        "phrases": "phrase concepts: read from the captions by rules in place of the SPICE parser",
+    }
+    return [lines[name] for name in lines if reads[name] and name in about["with"]]

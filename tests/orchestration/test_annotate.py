@@ -262,6 +262,7 @@ def test_shares_of_words_are_counted_where_the_run_has_none(ray_session, world_f
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on(ray_session, folder, source, tmp_path, monkeypatch, capsys, world_rows):
     """Ended between shards and manifest, a shard short; then the same command, and others."""
     rows = [dict(row, image=_large(i)) for i, row in enumerate(world_rows["train"][:24])]
