@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from PIL import Image
 from simla_ray.config.load import load_run, to_yaml
 from simla_ray.data import pipeline, world
 from simla_ray.data.convert import conversion
+from simla_ray.data.convert.annotation import Annotation
 from simla_ray.data.convert.plan import STATE, Options
 from simla_ray.data.convert.survey import rows_between
 from simla_ray.data.cursor import Cursor
@@ -24,6 +26,7 @@ from simla_ray.data.phrases import given_phrases, is_noun, noun_lemma, phrases_o
 from simla_ray.data.sample import SampleMaker
 from simla_ray.data.schema import normalise
 from simla_ray.data.text import clean, load_stop_words
+from simla_ray.errors import UserError
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.models.checkpoint_io import save_tensors
 from simla_ray.models.model import Model
@@ -299,6 +302,16 @@ def test_what_was_interrupted_goes_on(ray_session, folder, source, tmp_path, mon
     assert "was begun with --grid 7, now it is 3" in capsys.readouterr().err
     assert main([str(tmp_path / "out"), "--to", str(tmp_path / "twice"), "--run", str(folder), *asked()]) == 2
     assert "--with: rows of the source have region_feats already" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_a_mistake_in_an_actor_is_one_line(ray_session, source, tmp_path):
+    make = partial(Annotators, ("regions",), tmp_path / "gone", 7, 10, 0.1, None, MAX_PIXELS)
+    annotation = Annotation({}, {}, (), make, loads_model=True, row_bytes=0, about={})
+    with pytest.raises(
+        UserError, match=r"gone: no file, and no folder of a run or an export \(no config\.yaml in it\)$"
+    ):
+        conversion.convert([str(source)], str(tmp_path / "out"), Options(), 1, None, print, annotation)
 
 
 def _large(i):

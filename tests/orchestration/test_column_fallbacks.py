@@ -43,7 +43,7 @@ def test_what_is_not_read_is_not_named(folder):
     assert sum("frozen tower" in line for line in found) == sum("keyword head" in line for line in found) == 0
     data = {f"data.{name}": [f"{folder()}/*.parquet"] for name in ("train", "val")}
     uniter = load_run(overrides={"method": "uniter", **data, "regions.source": "column"})
-    assert "mine's frozen tower" in fallbacks(uniter)[0]
+    assert any("mine's frozen tower" in line for line in fallbacks(uniter))
 
 
 def test_other_manifests_say_nothing(folder, tmp_path):
