@@ -10,7 +10,7 @@ It reads English; most words of other languages become nouns.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from importlib import resources
@@ -67,15 +67,35 @@ class _Words:
 def phrases_of(words: Sequence[str]) -> list[Phrase]:
     """The concepts of a cleaned caption's words, each once: noun by noun, then the relations."""
     found: dict[tuple[str, ...], set[int]] = {}
+    for concept, at in _said(words):
+        found.setdefault(concept, set()).update(at)
+    return [Phrase(concept, tuple(sorted(at))) for concept, at in found.items()]
+
+
+def phrase_texts(words: Sequence[str]) -> list[str]:
+    """The concepts of a cleaned caption's words as it says them, each once: what ``given_phrases`` finds again.
+
+    The words from the first to the last of a concept, with those between them, in place of lemmas.
+    """
+    return list(dict.fromkeys(" ".join(words[min(at) : max(at) + 1]) for _, at in _said(words)))
+
+
+def is_noun(word: str) -> bool:
+    """Whether the rules take a cleaned word by itself for the name of something that an image can show."""
+    return bool(phrases_of([word]))
+
+
+def _said(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Every concept where it is said, with the numbers of its words there."""
     kinds = _kinds(words)
     chunks = _chunks(words, kinds)
     for chunk in chunks:
         noun = noun_lemma(words[chunk.head])
-        found.setdefault((noun,), set()).add(chunk.head)
+        yield (noun,), (chunk.head,)
         for i in range(chunk.first, chunk.head):
             attribute = words[i] if kinds[i] is Kind.modifier else noun_lemma(words[i])
             if kinds[i] is not Kind.joint and attribute != noun:
-                found.setdefault((noun, attribute), set()).update((i, chunk.head))
+                yield (noun, attribute), (i, chunk.head)
     subject = chunks[0] if chunks else None
     for left, right in pairwise(chunks):
         between = range(left.head + 1, right.first)
@@ -88,8 +108,7 @@ def phrases_of(words: Sequence[str]) -> list[Phrase]:
         one = subject if any(kinds[i] is Kind.auxiliary for i in between) else left
         relation = " ".join(verb_lemma(words[i]) if kinds[i] is Kind.verb else words[i] for i in said)
         concept = (noun_lemma(words[one.head]), relation, noun_lemma(words[right.head]))
-        found.setdefault(concept, set()).update((one.head, *said, right.head))
-    return [Phrase(concept, tuple(sorted(at))) for concept, at in found.items()]
+        yield concept, (one.head, *said, right.head)
 
 
 def given_phrases(words: Sequence[str], texts: Iterable[str]) -> list[Phrase]:

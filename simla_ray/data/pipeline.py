@@ -56,6 +56,8 @@ WAITING_BLOCKS = 2
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
 READER_CPUS = 0.1
+#: Tasks with a model that share a GPU at most: each has a copy there.
+TASKS_PER_GPU = 4
 PAUSE_S = 0.05
 
 #: Map function: columns of a batch in, blocks of columns out.
@@ -214,16 +216,45 @@ def rounds_of(windows: Iterable[Window], size: int) -> list[list[Window]]:
     return [list(group) for _, group in itertools.groupby(sorted(windows, key=place), place)]
 
 
-def job(items: Sequence[Mapping[str, Any]], work: Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
+class _Kept:
+    """The map function of an actor, which keeps what ``work`` has loaded."""
+
+    def __init__(self, work: Work):
+        self.work = work
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        yield from self.work(batch)
+
+
+def job(
+    items: Sequence[Mapping[str, Any]], work: Work, tasks: int, loads_model: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """Run ``work`` over items, each a batch of one in a task of its own; its blocks as they come, in the items' order.
 
     Args:
         tasks: how many run at the same time.
+        loads_model: the tasks run in actors, each with its ``work``, which share the cluster's GPUs, if it has any,
+            up to ``TASKS_PER_GPU``.
     """
     dataset = ray.data.from_items(list(items), override_num_blocks=min(len(items), MAX_BLOCKS))
-    dataset = dataset.map_batches(
-        work, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks)
-    )
+    if loads_model:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        tasks = min(tasks, TASKS_PER_GPU * gpus) if gpus else tasks
+        dataset = dataset.map_batches(
+            _Kept,
+            fn_constructor_args=(work,),
+            batch_size=1,
+            batch_format="numpy",
+            # With fewer CPUs than tasks the others wait for ever, and the first does their work.
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=tasks, initial_size=tasks, max_tasks_in_flight_per_actor=1
+            ),
+            num_gpus=1 / -(-tasks // gpus) if gpus else 0,
+        )
+    else:
+        dataset = dataset.map_batches(
+            work, batch_size=1, batch_format="numpy", compute=ray.data.TaskPoolStrategy(size=tasks)
+        )
     dataset.context.execution_options.preserve_order = True
     yield from dataset.iter_batches(batch_size=None, batch_format="numpy")
 

@@ -53,6 +53,20 @@ def follow(boxes: np.ndarray, crop: np.ndarray, flipped: bool) -> tuple[np.ndarr
     return cut, kept
 
 
+def in_view(boxes: np.ndarray, crop: np.ndarray, flipped: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The regions of a view by boxes: the view itself and what it shows of the boxes, the largest first.
+
+    Args: see ``follow``.
+
+    Returns:
+        (n, 4) in shares of the view; (n,) which of the boxes each is, -1 for the view itself.
+    """
+    cut, kept = follow(boxes, crop, flipped)
+    cut = np.concatenate([np.array([WHOLE], np.float32), cut[kept]])
+    order = np.argsort(-_area(cut), kind="stable")
+    return cut[order], np.append(-1, np.flatnonzero(kept))[order]
+
+
 def _area(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
@@ -92,11 +106,9 @@ class RegionMaker:
         classes = self._classes(row, boxes)
         if self.source is RegionSource.column:
             return self._column(row, boxes) | self._padded_classes(classes)
-        cut, kept = follow(boxes, crop, flipped)
-        cut = np.concatenate([np.array([WHOLE], np.float32), cut[kept]])
-        order = np.argsort(-_area(cut), kind="stable")[: self.regions.max]
-        regions = {"region_boxes": _padded(cut[order], self.regions.max), "n_regions": np.int64(len(order))}
-        return regions | self._padded_classes(np.concatenate([[0], classes[kept]])[order])
+        cut, which = (of_view[: self.regions.max] for of_view in in_view(boxes, crop, flipped))
+        regions = {"region_boxes": _padded(cut, self.regions.max), "n_regions": np.int64(len(cut))}
+        return regions | self._padded_classes(np.append(classes, 0)[which])  # at -1: background
 
     def _classes(self, row: Mapping[str, Any], boxes: np.ndarray) -> np.ndarray:
         """(n,) int64 class of each box: its label's number from 1 on, 0 for other labels."""

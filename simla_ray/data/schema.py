@@ -194,7 +194,10 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_feature(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(x, int | float) for x in value)
+    # A row has tens of thousands of these numbers, of one kind.
+    return (
+        isinstance(value, list) and bool(value) and all(issubclass(kind, int | float) for kind in set(map(type, value)))
+    )
 
 
 def _is_phrase(value: Any) -> bool:

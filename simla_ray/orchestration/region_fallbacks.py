@@ -6,6 +6,7 @@ from pathlib import Path
 
 from simla_ray.config.enums import RegionFeatures, RegionSource, ScheduleKind
 from simla_ray.config.schema import Run
+from simla_ray.orchestration.column_fallbacks import column_fallbacks
 
 
 def region_fallbacks(run: Run) -> list[str]:
@@ -30,7 +31,7 @@ def region_fallbacks(run: Run) -> list[str]:
 
 def uniter_fallbacks(run: Run) -> list[str]:
     """UNITER as published: a detector's regions, bert-base-cased to start from, images swapped with p = 0.5."""
-    found = region_fallbacks(run)
+    found = [*region_fallbacks(run), *column_fallbacks(run)]
     if run.init_from is not None:
         found.append(f"layers: start from {Path(run.init_from).name} in place of bert-base-cased")
     elif run.text.weights is None:

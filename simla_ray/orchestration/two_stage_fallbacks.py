@@ -6,12 +6,13 @@ from pathlib import Path
 
 from simla_ray.config.enums import ConceptSource, TagSource
 from simla_ray.config.schema import Run
+from simla_ray.orchestration.column_fallbacks import column_fallbacks
 from simla_ray.orchestration.region_fallbacks import region_fallbacks
 
 
 def mvptr_fallbacks(run: Run) -> list[str]:
     """MVPTR as published: VinVL's regions and tags, phrases of the SPICE parser, BERT weights to start from."""
-    found = region_fallbacks(run)
+    found = [*region_fallbacks(run), *column_fallbacks(run)]
     if run.tags is not None and run.tags.source is TagSource.none:
         lost = "" if "mcr" in run.objectives.active() else ", and so nothing for MCR to recover"
         found.append(f"tags: none in place of a detector's{lost}")

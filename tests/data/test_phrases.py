@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simla_ray.data.phrases import given_phrases, noun_lemma, phrases_of, verb_lemma
+from simla_ray.data.phrases import given_phrases, is_noun, noun_lemma, phrase_texts, phrases_of, verb_lemma
 
 
 def concepts(caption):
@@ -50,6 +50,23 @@ def test_every_word_that_says_a_concept_is_named_and_occurrences_are_joined():
     assert at["ring",] == (2, 7) and at["ring", "red"] == (1, 2, 6, 7)
     assert at["ring", "above", "ring"] == (2, 4, 7)
     assert at["dog", "sit on", "mat"] == (10, 11, 12, 14)
+
+
+def test_texts_are_concepts_as_the_caption_says_them():
+    """Every occurrence by itself, with the words between its own, so that a column of them is found again."""
+    words = ["two", "dogs", "run", "in", "the", "park", "and", "a", "brown", "and", "white", "dog", "sees", "dogs"]
+    texts = phrase_texts(words)
+    assert texts == [
+        "dogs", "two dogs", "park", "dog", "brown and white dog", "white dog", "dogs run in the park", "dog sees dogs",
+    ]  # fmt: skip
+    assert [phrase.concept for phrase in given_phrases(words, texts)] == [tuple(text.split()) for text in texts]
+
+
+def test_a_word_by_itself_is_a_noun_or_not():
+    assert [word for word in ("dog", "red", "3", "on", "the", "runs", "picture", "boats") if is_noun(word)] == [
+        "dog",
+        "boats",
+    ]
 
 
 @pytest.mark.parametrize(

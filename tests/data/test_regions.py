@@ -13,7 +13,7 @@ from simla_ray.data.index import build_index
 from simla_ray.data.map_functions import BlockMaker, WindowReader
 from simla_ray.data.order import Order, Position
 from simla_ray.data.region_source import with_regions
-from simla_ray.data.regions import WHOLE, RegionMaker, follow, grid_boxes, region_columns
+from simla_ray.data.regions import WHOLE, RegionMaker, follow, grid_boxes, in_view, region_columns
 from simla_ray.data.sample import SampleMaker, stacked
 from simla_ray.errors import UserError
 
@@ -45,6 +45,16 @@ def test_boxes_follow_crop_and_flip():
     assert kept.tolist() == [True, False, False]
     flipped, _ = follow(boxes, np.array([0.2, 0.2, 0.7, 0.7]), True)
     np.testing.assert_allclose(flipped[0], [0.6, 0, 1, 0.4])
+
+
+def test_regions_of_a_view_are_the_view_and_what_is_in_it_by_size():
+    boxes = np.array([[0.1, 0.1, 0.2, 0.2], [0, 0, 0.5, 0.5], [0.8, 0.8, 0.9, 0.9]], np.float32)
+    found, which = in_view(boxes, np.array(WHOLE), False)
+    assert which.tolist() == [-1, 1, 0, 2]
+    np.testing.assert_array_equal(found, [WHOLE, *boxes[[1, 0, 2]]])
+    found, which = in_view(boxes, np.array([0, 0, 0.5, 0.5]), True)
+    assert which.tolist() == [-1, 1, 0]  # the second fills the view
+    np.testing.assert_allclose(found, [WHOLE, WHOLE, [0.6, 0.2, 0.8, 0.4]], atol=1e-6)
 
 
 def test_a_view_shows_under_its_boxes_what_the_image_shows_under_its_own(world_rows, vocabulary):

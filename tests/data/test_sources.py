@@ -31,6 +31,18 @@ def test_parquet_rows_come_back_in_the_asked_order(world_files, world_rows, worl
         assert np.allclose(row["boxes"], expected["boxes"])
 
 
+@pytest.mark.parametrize("width", [-1, 3])
+def test_halves_come_as_numbers(tmp_path, width):
+    features = np.array([[[0.1, 2, -3]], [[4, 5, 6], [7, 8, 65504]]], dtype=object)
+    columns = {"image": [b"", b""], "caption": ["a", "b"]}
+    half = pa.list_(pa.list_(pa.float16(), width))
+    columns["region_feats"] = pa.array([list(of) for of in features], pa.list_(pa.list_(pa.float32()))).cast(half)
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    index = build_index([str(tmp_path / "rows.parquet")], None, [], "x")
+    rows = read_rows(index.units[0], np.arange(2), None, ())
+    assert [row["region_feats"] for row in rows] == [[[float(np.float16(0.1)), 2, -3]], [[4, 5, 6], [7, 8, 65504]]]
+
+
 def test_other_names_one_caption_and_missing_uids(tmp_path):
     table = pa.table({"image": [b"a", b"b"], "caption": ["one", "two"]})
     pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,31 +48,30 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.to is None:
         raise UserError("--to: not given; name the folder to convert into, or use --check")
     _refuse(arguments, OF_CHECK, "only with --check")
-    options = Options(
-        shard_mb=_at_least(arguments, "shard_mb", 1, 256),
-        row_group_mb=_at_least(arguments, "row_group_mb", 1, 8, 1024),
-        max_px=None if arguments.max_px is None else _at_least(arguments, "max_px", 16, 16),
-        max_pixels=_at_least(arguments, "max_pixels", 1024, MAX_PIXELS),
-        split=arguments.split,
-        image_roots=_roots(arguments),
-    )
-    tasks = _tasks(arguments)
+    options = options_of(arguments, None if arguments.max_px is None else at_least(arguments, "max_px", 16, 16))
+    tasks = tasks_of(arguments)
     from simla_ray.data.convert.conversion import convert
+
+    print_outcome(convert(arguments.uris, arguments.to, options, tasks, arguments.address, say))
+    return 0
+
+
+def print_outcome(manifest: Mapping[str, Any]) -> None:
+    """What became of the rows, from the manifest."""
     from simla_ray.data.convert.progress import aligned, clock, in_bytes
 
-    manifest = convert(arguments.uris, arguments.to, options, tasks, arguments.address, _say)
     dropped = [[f"  {reason}", f"{n:,}"] for reason, n in manifest["dropped"].items()]
     rows = [
         ["rows in", f"{manifest['rows_in']:,}"],
         ["rows out", f"{manifest['rows']:,}"],
         ["dropped", f"{manifest['rows_in'] - manifest['rows']:,}"],
         *dropped,
+        *([name.replace("_", " "), f"{n:,}"] for name, n in manifest.get("annotation", {}).get("counts", {}).items()),
         ["shards", f"{len(manifest['shards']):,}"],
         ["bytes", in_bytes(manifest["bytes"])],
         ["time", clock(manifest["seconds"])],
     ]
     print("\n" + aligned(rows, right=(1,)))
-    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -81,8 +80,8 @@ def _check(arguments: argparse.Namespace) -> int:
     _refuse(arguments, OF_CONVERSION, "only with --to")
     if arguments.val_split is not None and arguments.val is None:
         raise UserError(f"--val-split: {arguments.val_split}, but no --val is given")
-    max_pixels, roots = _at_least(arguments, "max_pixels", 1024, MAX_PIXELS), _roots(arguments)
-    tasks = _tasks(arguments)
+    max_pixels, roots = at_least(arguments, "max_pixels", 1024, MAX_PIXELS), roots_of(arguments)
+    tasks = tasks_of(arguments)
     from simla_ray.data.convert.check import check, findings_table
     from simla_ray.data.convert.page import write_page
 
@@ -92,7 +91,7 @@ def _check(arguments: argparse.Namespace) -> int:
     page = Path(arguments.page or "check.html")
     if not page.absolute().parent.is_dir():
         raise UserError(f"--page: {page.parent} is no folder")
-    result = check(sets, roots, max_pixels, tasks, arguments.address, _say)
+    result = check(sets, roots, max_pixels, tasks, arguments.address, say)
     print("\n" + findings_table(result))
     write_page(result, page)
     print(f"page       {page}")
@@ -106,25 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    reading_arguments(parser)
     add: Callable[..., Any] = parser.add_argument
-    add("uris", nargs="+", metavar="URI", help="what to read")
     add("--to", metavar="FOLDER", help="convert into this folder on disk")
     add("--check", action="store_true", help="read and decode every row, write nothing but a page")
-    add("--split", metavar="NAME", help="keep only rows whose split column has this value")
-    add(
-        "--image-root",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="folder that image paths of lists may point into (default: the list's own); may be given again",
-    )
-    add("--max-pixels", type=int, metavar="N", help=f"larger images are dropped undecoded (default: {MAX_PIXELS:,})")
-    add("--tasks", type=int, metavar="N", help="tasks at the same time (default: as many as there are CPUs)")
-    add("--address", help="Ray cluster (default: RAY_ADDRESS, else a Ray of its own)")
-    convert = parser.add_argument_group("with --to").add_argument
-    convert("--shard-mb", type=int, metavar="N", help="size of a shard to aim at (default: 256)")
-    convert("--row-group-mb", type=int, metavar="N", help="what a reader holds in memory (default: 8)")
-    convert(
+    convert = parser.add_argument_group("with --to")
+    writing_arguments(convert)
+    convert.add_argument(
         "--max-px",
         type=int,
         metavar="N",
@@ -138,7 +125,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(arguments: argparse.Namespace, name: str, least: int, default: int, most: int | None = None) -> int:
+def reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command understands that reads any source with Ray Data."""
+    add: Callable[..., Any] = parser.add_argument
+    add("uris", nargs="+", metavar="URI", help="what to read")
+    add("--split", metavar="NAME", help="keep only rows whose split column has this value")
+    add(
+        "--image-root",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that image paths of lists may point into (default: the list's own); may be given again",
+    )
+    add("--max-pixels", type=int, metavar="N", help=f"larger images are dropped undecoded (default: {MAX_PIXELS:,})")
+    add("--tasks", type=int, metavar="N", help="tasks at the same time (default: as many as there are CPUs)")
+    add("--address", help="Ray cluster (default: RAY_ADDRESS, else a Ray of its own)")
+
+
+def writing_arguments(group: argparse._ActionsContainer) -> None:
+    """What every command understands that writes shards."""
+    add: Callable[..., Any] = group.add_argument
+    add("--shard-mb", type=int, metavar="N", help="size of a shard to aim at (default: 256)")
+    add("--row-group-mb", type=int, metavar="N", help="what a reader holds in memory (default: 8)")
+
+
+def options_of(arguments: argparse.Namespace, max_px: int | None = None) -> Options:
+    """What ``reading_arguments`` and ``writing_arguments`` were given."""
+    return Options(
+        shard_mb=at_least(arguments, "shard_mb", 1, 256),
+        row_group_mb=at_least(arguments, "row_group_mb", 1, 8, 1024),
+        max_px=max_px,
+        max_pixels=at_least(arguments, "max_pixels", 1024, MAX_PIXELS),
+        split=arguments.split,
+        image_roots=roots_of(arguments),
+    )
+
+
+def at_least(arguments: argparse.Namespace, name: str, least: int, default: int, most: int | None = None) -> int:
+    """The number that an option was given, or its default.
+
+    Raises:
+        UserError: it is below ``least`` or above ``most``.
+    """
     value = getattr(arguments, name)
     if value is None:
         return default
@@ -148,11 +176,13 @@ def _at_least(arguments: argparse.Namespace, name: str, least: int, default: int
     return int(value)
 
 
-def _tasks(arguments: argparse.Namespace) -> int | None:
-    return None if arguments.tasks is None else _at_least(arguments, "tasks", 1, 1)
+def tasks_of(arguments: argparse.Namespace) -> int | None:
+    """``--tasks``; None where it is not given."""
+    return None if arguments.tasks is None else at_least(arguments, "tasks", 1, 1)
 
 
-def _roots(arguments: argparse.Namespace) -> tuple[str, ...]:
+def roots_of(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """``--image-root``, as often as it is given."""
     for root in arguments.image_root:
         if not Path(root).is_dir():
             raise UserError(f"--image-root: {root} is no folder")
@@ -165,5 +195,6 @@ def _refuse(arguments: argparse.Namespace, names: Sequence[str], why: str) -> No
             raise UserError(f"--{name.replace('_', '-')}: {why}")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """A line of progress, at once."""
     print(line, flush=True)

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from simla_ray.data.convert.annotation import Annotation
 from simla_ray.data.convert.jobs import join, run_job
 from simla_ray.data.convert.plan import (
     STATE,
@@ -38,7 +39,13 @@ DROPPED = "dropped.jsonl"
 
 
 def convert(
-    uris: Sequence[str], to: str, options: Options, tasks: int | None, address: str | None, say: Say
+    uris: Sequence[str],
+    to: str,
+    options: Options,
+    tasks: int | None,
+    address: str | None,
+    say: Say,
+    annotation: Annotation | None = None,
 ) -> dict[str, Any]:
     """Write the rows behind ``uris`` as shards into the folder ``to``.
 
@@ -47,6 +54,7 @@ def convert(
 
     Args:
         tasks: shards written at the same time; None: as many as there are CPUs.
+        annotation: what is added to the rows.
 
     Returns:
         The manifest.
@@ -60,7 +68,7 @@ def convert(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--to: {to} is a file; give a folder")
     index = build_index(uris, options.split, [Path(r) for r in options.image_roots], "source", "--split")
-    asked = asked_for(options, index.fingerprint())
+    asked = asked_for(options, index.fingerprint(), annotation.settings if annotation is not None else {})
     finished = _finished(folder, asked)
     if finished is not None:
         say(f"finished   {to}: {finished['rows']:,} rows in {len(finished['shards'])} shards are there already")
@@ -74,7 +82,7 @@ def convert(
         with locked(folder, "--to"):
             for left in folder.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
-            return _convert(index, plan, uris, folder, asked, options, tasks, address, say)
+            return _convert(index, plan, uris, folder, asked, options, tasks, address, say, annotation)
     except OSError as error:
         raise UserError(f"{error.filename or to}: cannot be written ({error.strerror or error})") from None
 
@@ -89,13 +97,15 @@ def _convert(
     tasks: int | None,
     address: str | None,
     say: Say,
+    annotation: Annotation | None,
 ) -> dict[str, Any]:
     began = time.monotonic()
     say(f"source     {', '.join(uris)}: {len(index):,} rows")
     if plan is None:
         tasks = join(address, tasks)
         say("survey     uids, columns and sizes of all rows")
-        plan = make_plan(asked, uris, survey(index, options.max_pixels, options.max_px, tasks), options)
+        found = survey(index, options.max_pixels, options.max_px, tasks)
+        plan = make_plan(asked, uris, annotation.widened(found) if annotation is not None else found, options)
         store_plan(folder, plan)
     reports = {name: Report.read(folder, name) for name in plan.names}
     pending = [i for i, name in enumerate(plan.names) if reports[name] is None]
@@ -107,23 +117,27 @@ def _convert(
     if pending:
         tasks = join(address, tasks)
         say(f"write      {len(pending):,} shards to {folder}, {min(tasks, len(pending))} at a time")
-        work = WriteShards(index, plan, options, folder)
+        work = WriteShards(index, plan, options, folder, annotation)
+        loads_model = annotation is not None and annotation.loads_model
         with Progress(plan.rows, before, lambda: _rows_done(folder, plan), say):
-            for _ in run_job([{"shard": i} for i in pending], work, tasks):
+            for _ in run_job([{"shard": i} for i in pending], work, tasks, loads_model):
                 pass
-    manifest = _finish(folder, plan, options, time.monotonic() - began)
+    manifest = _finish(folder, plan, annotation, time.monotonic() - began)
     if not manifest["rows"]:
         raise UserError(f"{folder}: not one row could be used; {DROPPED} there names the reasons")
     return manifest
 
 
-def _finish(folder: Path, plan: Plan, options: Options, seconds: float) -> dict[str, Any]:
+def _finish(folder: Path, plan: Plan, annotation: Annotation | None, seconds: float) -> dict[str, Any]:
     """The shards' reports become the folder's manifest and its list of dropped rows."""
     reports = [_report(folder, name) for name in plan.names]
     dropped = [line for report in reports for line in report.dropped]
     write_whole(folder / DROPPED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in dropped))
     licenses = sum((report.licenses for report in reports), Counter())
     rows = sum(report.rows for report in reports)
+    added: Counter[str] = Counter()
+    for report in reports:
+        added.update(report.added)  # a sum would leave out what is zero
     manifest = {
         "rows": rows,
         "rows_in": plan.rows,
@@ -133,6 +147,7 @@ def _finish(folder: Path, plan: Plan, options: Options, seconds: float) -> dict[
         "licenses": dict(licenses.most_common()),
         "fingerprint": build_index([str(folder)], None, [], "--to").fingerprint() if rows else None,
         "source": {"uris": list(plan.uris), "fingerprint": plan.asked["fingerprint"]},
+        **({"annotation": {**annotation.about, "counts": dict(added)}} if annotation is not None else {}),
         "options": {k: v for k, v in plan.asked.items() if k not in ("fingerprint", "version")},
         "simla_ray": metadata.version("simla_ray"),
         "version": plan.asked["version"],

@@ -12,6 +12,9 @@ import numpy as np
 from simla_ray.data import pipeline
 from simla_ray.errors import UserError
 
+#: What Ray Data puts behind the message of an error in a task.
+RAY_DATA_ADDS = "\nFailed to apply UDF transform"
+
 
 def join(address: str | None, tasks: int | None) -> int:
     """Join the cluster at an address, else at RAY_ADDRESS, or start a Ray of this process.
@@ -36,10 +39,12 @@ def join(address: str | None, tasks: int | None) -> int:
     return tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def run_job(items: Sequence[Mapping[str, Any]], work: pipeline.Work, tasks: int) -> Iterator[dict[str, np.ndarray]]:
+def run_job(
+    items: Sequence[Mapping[str, Any]], work: pipeline.Work, tasks: int, loads_model: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """``pipeline.job``, with a task's ``UserError`` raised as such."""
     try:
-        yield from pipeline.job(items, work, min(tasks, len(items)))
+        yield from pipeline.job(items, work, min(tasks, len(items)), loads_model)
     except Exception as error:
         mistake = _mistake_in(error)
         if mistake is None:
@@ -54,6 +59,6 @@ def _mistake_in(error: BaseException | None) -> str | None:
         seen.add(id(error))
         inner = getattr(error, "cause", None)
         if isinstance(error, UserError) and inner is None:
-            return str(error)
+            return str(error).partition(RAY_DATA_ADDS)[0]
         error = inner or error.__cause__ or error.__context__
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ STATE = ".convert"
 MB = 2**20
 #: Part of the plan; raise it with every change that alters what is written.
 VERSION = 3
+#: What errors call a setting whose option has another name.
+NAMES = {"version": "version of the converter", "image_roots": "--image-root"}
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Plan:
         return self.cuts[-1]
 
 
-def asked_for(options: Options, fingerprint: str) -> dict[str, Any]:
-    """What must be equal for a conversion to go on."""
-    return {**json.loads(json.dumps(asdict(options))), "fingerprint": fingerprint, "version": VERSION}
+def asked_for(options: Options, fingerprint: str, more: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be equal for a conversion to go on; ``more``: settings of an annotation."""
+    return {**json.loads(json.dumps(asdict(options))), **more, "fingerprint": fingerprint, "version": VERSION}
 
 
 def make_plan(asked: dict[str, Any], uris: Sequence[str], found: Survey, options: Options) -> Plan:
@@ -100,9 +102,7 @@ def check_same(was: dict[str, Any], asked: dict[str, Any], where: str) -> None:
             raise UserError(
                 f"{where}: was begun with other source files; give their URIs again, or another --to folder"
             )
-        name = "version of the converter" if key == "version" else f"--{key.rstrip('s').replace('_', '-')}"
-        if key == "max_pixels":
-            name = "--max-pixels"
+        name = NAMES.get(key, f"--{key.replace('_', '-')}")
         raise UserError(
             f"{where}: was begun with {name} {_shown(was.get(key))}, now it is {_shown(asked.get(key))}; "
             "give the same, or another --to folder"

@@ -62,9 +62,10 @@ def present(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def schema_of(columns: Collection[str]) -> pa.Schema:
-    """Columns of the files: what every row has, and those of ``columns``."""
-    return pa.schema([(n, t) for n, t in TYPES.items() if n in ("uid", "image", "captions") or n in columns])
+def schema_of(columns: Collection[str], others: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """Columns of the files: what every row has, and those of ``columns``; ``others`` have types of their own."""
+    types = {**TYPES, **(others or {})}
+    return pa.schema([(n, t) for n, t in types.items() if n in ("uid", "image", "captions") or n in columns])
 
 
 def picture_of(row: Mapping[str, Any], max_pixels: int) -> Picture:

@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from simla_ray.data.convert.annotation import Annotate, Annotation
 from simla_ray.data.convert.plan import MB, STATE, Options, Plan
 from simla_ray.data.convert.rows import encoded_bytes, pictures_of, schema_of, values_of
 from simla_ray.data.convert.survey import Place, rows_between
 from simla_ray.data.decode import DropRow
 from simla_ray.data.index import Index
+from simla_ray.data.sources.parquet import singles
 from simla_ray.errors import UserError
 from simla_ray.whole import write_whole
 
@@ -32,10 +35,17 @@ REPEATING = ("split", "source", "license")
 class WriteShards:
     """Map function: numbers of shards in, the same out when each is on disk."""
 
-    def __init__(self, index: Index, plan: Plan, options: Options, folder: Path):
+    def __init__(self, index: Index, plan: Plan, options: Options, folder: Path, annotation: Annotation | None = None):
         self.index, self.plan, self.options, self.folder = index, plan, options, folder
-        self.schema = schema_of(plan.columns)
+        self.annotation = annotation
+        self.schema = schema_of(plan.columns, annotation.columns if annotation is not None else None)
         self.duplicates = frozenset(plan.duplicates)
+
+    @cached_property
+    def _annotate(self) -> Annotate:
+        """Made where the rows are, once in a process."""
+        assert self.annotation is not None
+        return self.annotation.make()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         for number in batch["shard"].tolist():
@@ -59,8 +69,8 @@ class WriteShards:
         write_whole(state / f"{name}.json", report.to_json())
 
     def _row_groups(self, start: int, stop: int, report: Report) -> Iterator[list[dict[str, Any]]]:
-        group: list[dict[str, Any]] = []
-        size = 0
+        group: list[tuple[Place, dict[str, Any]]] = []
+        size, added = 0, self.annotation.row_bytes if self.annotation is not None else 0
         for place, row in rows_between(self.index, start, stop):
             report.rows_in += 1
             try:
@@ -68,14 +78,29 @@ class WriteShards:
             except DropRow as drop:
                 report.drop(place, row["uid"], drop.reason)
                 continue
-            report.keep(written)
-            size += encoded_bytes(written) + sum(len(c or "") for c in written["captions"])
-            group.append(written)
+            size += encoded_bytes(written) + sum(len(c or "") for c in written["captions"]) + added
+            group.append((place, written))
             if size >= self.options.row_group_mb * MB:
-                yield group
+                yield from self._finished(group, report)
                 group, size = [], 0
         if group:
-            yield group
+            yield from self._finished(group, report)
+
+    def _finished(self, group: list[tuple[Place, dict[str, Any]]], report: Report) -> Iterator[list[dict[str, Any]]]:
+        """The rows of a group with what is added to them, if any are left."""
+        rows = [row for _, row in group]
+        if self.annotation is not None:
+            found, rows = self._annotate(rows), []
+            for (place, row), added in zip(group, found, strict=True):
+                if isinstance(added, str):
+                    report.drop(place, row["uid"], added)
+                    continue
+                report.added.update(added.counts)
+                rows.append(row | added.columns)
+        for row in rows:
+            report.keep(row)
+        if rows:
+            yield rows
 
     def _row(self, place: Place, row: dict[str, Any]) -> dict[str, Any]:
         if place.ordinal in self.duplicates:
@@ -97,8 +122,9 @@ def write_shard(folder: Path, report: Report, schema: pa.Schema, groups: Iterabl
                 use_dictionary=[c for c in REPEATING if c in schema.names],
                 write_statistics=["uid"],
             ) as writer:
+                singly = pa.schema([field.with_type(singles(field.type)) for field in schema])
                 for rows in groups:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+                    writer.write_table(pa.Table.from_pylist(rows, schema=singly).cast(schema))
             file.flush()
             os.fsync(file.fileno())
         report.bytes = temporary.stat().st_size
@@ -119,6 +145,7 @@ class Report:
     bytes: int = 0
     sha256: str = ""
     licenses: Counter[str] = field(default_factory=Counter)
+    added: Counter[str] = field(default_factory=Counter)
     dropped: list[dict[str, Any]] = field(default_factory=list)
 
     def drop(self, place: Place, uid: str, reason: str) -> None:
@@ -140,5 +167,5 @@ class Report:
                 return None
         except (OSError, ValueError, TypeError):
             return None
-        found.licenses = Counter(found.licenses)
+        found.licenses, found.added = Counter(found.licenses), Counter(found.added)
         return found

@@ -148,10 +148,23 @@ def _taken(column: pa.ChunkedArray, inside: np.ndarray) -> pa.ChunkedArray:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     """As Python values. Text that is not UTF-8, which Parquet lets in, keeps its bytes as surrogates."""
+    if (kind := singles(column.type)) != column.type:
+        column = column.cast(kind)
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
         return [_decoded(value, column.type) for value in column.cast(_undecoded(column.type)).to_pylist()]
+
+
+def singles(kind: pa.DataType) -> pa.DataType:
+    """The type with float32 in place of float16, also in lists: pyarrow makes halves of Python's numbers, and these of
+    halves, fifty times slower.
+    """
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if _is_list(kind) and (inner := singles(kind.value_type)) != kind.value_type:
+        return pa.large_list(inner)
+    return kind
 
 
 def _undecoded(kind: pa.DataType) -> pa.DataType:
