@@ -49,9 +49,12 @@ from simla_ray.data.text import Vocabulary
 #: Such blocks that one task makes: enough that a short wait for the next task does not count.
 TASK_BLOCKS = 2
 MAX_BLOCKS = 2000
-#: What a worker's stream may keep in the object store: encoded rows, and blocks beside those that tasks are making.
+#: What a worker's stream may keep in the object store: encoded rows at most, and blocks beside those that tasks make.
 ENCODED_BYTES = 2**27
 WAITING_BLOCKS = 2
+#: Windows of encoded rows that it keeps, and how much smaller an encoded picture is than its pixels, about.
+ENCODED_WINDOWS = 2
+COMPRESSION = 8
 #: One reading task feeds this many that make samples.
 SAMPLERS_PER_READER = 4
 #: Another number than the samplers' keeps Ray Data from fusing both stages into one task.
@@ -177,12 +180,22 @@ def training_stream(
     )
     context = dataset.context
     context.execution_options.preserve_order = True
-    # Without a limit reading runs ahead of sample making until the object store is full.
-    limit = ray.data.ExecutionResources(object_store_memory=ENCODED_BYTES + made_bytes(run, tasks))
+    # Without a limit reading runs ahead of sample making, and that of training, until the object store is full.
+    limit = ray.data.ExecutionResources(object_store_memory=encoded_bytes(run) + made_bytes(run, tasks))
     context.execution_options.resource_limits = limit
     context.target_max_block_size = 1  # every row is a block
     context.enable_progress_bars = False
     return dataset
+
+
+def encoded_bytes(run: Run) -> int:
+    """Encoded rows in the object store, of pictures about as large as the tower's: of larger ones, fewer rows wait.
+
+    Both stages share the limit. One that held many more of small pictures would be filled with samples, made beside the
+    training's first steps and, where a run is short or stopped, for nobody.
+    """
+    row = 3 * run.vision.image_px**2 // COMPRESSION
+    return min(ENCODED_BYTES, ENCODED_WINDOWS * run.data.shuffle_window * row)
 
 
 def made_bytes(run: Run, tasks: int) -> int:

@@ -120,3 +120,11 @@ def test_rays_scheduler_pauses_once_a_round(ray_session):
     began = time.perf_counter()
     pipeline.Pause().on_execution_step(None)
     assert time.perf_counter() - began >= pipeline.PAUSE_S > 0
+
+
+def test_what_waits_encoded_goes_by_the_size_of_pictures():
+    """Small ones: two windows of about an eighth of their pixels; large ones: what a store can spare."""
+    run = load_run()
+    assert pipeline.encoded_bytes(run) == 2 * 4096 * (3 * 48**2 // 8)
+    large = load_run(overrides=["vision.image_px=384", "vision.patch_px=96"])
+    assert pipeline.encoded_bytes(large) == pipeline.ENCODED_BYTES

@@ -237,10 +237,10 @@ def test_an_elastic_run_needs_what_it_begins_with(good):
 
 
 def test_a_narrow_object_store_is_a_warning(good):
-    case = second(good, node={"object_store": 150 * 2**20, "cpus": 8.0})
+    case = second(good, node={"object_store": 18 * 2**20, "cpus": 8.0})
     assert not misses(case)
     (warning,) = [c.warning for c in preflight.judge(case) if c.warning]
-    assert "wants 133 MiB of the object store, and there is 150 MiB for 2 workers on 10.0.0.2; start Ray" in warning
+    assert "wants 12 MiB of the object store, and there is 18 MiB for 2 workers on 10.0.0.2; start Ray" in warning
 
 
 def test_too_few_decoders_are_a_warning(good):

@@ -34,7 +34,7 @@ class Footprint:
         moments: AdamW's.
         batch: what the largest micro-batch's forward keeps for its backward, in float32.
         checkpoint: one on disk.
-        made: samples of a worker's stream in the object store; it may hold ``stream`` with the rows they come from.
+        made, encoded: samples of a worker's stream in the object store, and rows they come from; together ``stream``.
     """
 
     weights: int
@@ -43,10 +43,11 @@ class Footprint:
     batch: int
     checkpoint: int
     made: int
+    encoded: int
 
     @property
     def stream(self) -> int:
-        return self.made + pipeline.ENCODED_BYTES
+        return self.made + self.encoded
 
 
 def footprint(run: Run, *, gpu: bool) -> Footprint:
@@ -66,6 +67,7 @@ def footprint(run: Run, *, gpu: bool) -> Footprint:
         batch=_batch_bytes(run, model),
         checkpoint=_bytes(model_tensors(model).values()) + MOMENTS * trained,
         made=pipeline.made_bytes(run, max(1, run.data.decode_cpus // run.ray.workers)),
+        encoded=pipeline.encoded_bytes(run),
     )
 
 
