@@ -52,10 +52,9 @@ def ray_session():
     logging.getLogger("ray").setLevel(logging.ERROR)
     for attempt in (1, 2):  # the raylet has 30 s to come up; under load the first try may miss it
         try:
-            ray.init(
-                address="local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",
-            )  # fmt: skip
+            # Not only on loopback: commands join it, and Ray takes them to the machine's address.
+            with pipeline.known_at(ray.util.get_node_ip_address()):
+                ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level=logging.ERROR)
             break
         except Exception:
             ray.shutdown()

@@ -10,15 +10,18 @@ import itertools
 import json
 import logging
 import os
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
+from ray._private import ray_constants
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from simla_ray.config.schema import Run
@@ -94,13 +97,31 @@ def connect(address: str | None, cpus: float) -> str | None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return None
-    own = {"num_cpus": max(int(cpus + 0.999), os.cpu_count() or 1), "_node_ip_address": "127.0.0.1"}
-    return ray.init(
-        address=address or "local",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **({} if address else own),
-    ).dashboard_url
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is not None:
+        return ray.init(address=address, **common).dashboard_url
+    ray_constants.ENABLE_RAY_CLUSTER = False  # an address that is given to ray.init is replaced by the machine's
+    with known_at("127.0.0.1"):
+        return ray.init(num_cpus=max(int(cpus + 0.999), os.cpu_count() or 1), address="local", **common).dashboard_url
+
+
+@contextmanager
+def known_at(host: str) -> Iterator[None]:
+    """The processes of a Ray that is started meanwhile know where it is.
+
+    Otherwise Ray Train's helpers look for a Ray, and find what ``ray start`` has begun last on this machine: where that
+    is gone, every run ends with half a minute of waiting; where it is alive, it knows nothing of our run, which is then
+    taken for dead.
+    """
+    with socket.socket() as free:
+        free.bind((host, 0))
+        port = free.getsockname()[1]
+    os.environ["RAY_API_SERVER_ADDRESS"] = f"{host}:{port}"
+    os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_GCS_SERVER_PORT"]
 
 
 def quiet() -> None:

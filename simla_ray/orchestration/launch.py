@@ -25,7 +25,7 @@ from simla_ray.data import pipeline
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.orchestration import cluster as clusters
-from simla_ray.orchestration.group import FailureLog
+from simla_ray.orchestration.failures import FailureLog
 from simla_ray.orchestration.manifest import check_data, write_manifest
 from simla_ray.orchestration.plan import plan, total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
@@ -37,8 +37,8 @@ from simla_ray.orchestration.summary import write_summary
 from simla_ray.orchestration.worker import build_losses, train_worker
 from simla_ray.report.page import write_report
 from simla_ray.training.checkpoint import find_checkpoint
-from simla_ray.training.legs import FENCE_S, fence, legs_of, stopped, tidy
-from simla_ray.training.log import log_event
+from simla_ray.training.events import legs_of, log_event, stopped
+from simla_ray.training.legs import FENCE_S, fence, tidy
 from simla_ray.whole import write_whole
 
 #: Larger blocks from the allocator: without them small CPU steps stall for seconds now and then.
@@ -175,7 +175,9 @@ def _fit(
     gpu = clusters.uses_gpu(run, cluster.gpus)
     # Ray takes what workers report, and sees that they are done, only when it looks: every two seconds if not told.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if not cluster.own:
+    if cluster.own:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # its only node goes with this process
+    else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # the dashboard's Train page
     if run.ray.min_workers is not None:
         # Ray asks for as many workers as it had until this is over; only then it counts the nodes anew.

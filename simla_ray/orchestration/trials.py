@@ -31,7 +31,7 @@ from simla_ray.orchestration.cluster import Cluster, uses_gpu
 from simla_ray.orchestration.launch import Within, pretrain
 from simla_ray.orchestration.progress import new_lines
 from simla_ray.orchestration.runs import run_folder
-from simla_ray.training.legs import note_stop
+from simla_ray.training.events import note_stop
 
 #: Logical CPUs of a trial's driver, which waits for most of its time.
 DRIVER_CPUS = 0.1

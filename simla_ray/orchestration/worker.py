@@ -40,8 +40,9 @@ from simla_ray.orchestration.start import load_into
 from simla_ray.orchestration.validation import Validation
 from simla_ray.training.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from simla_ray.training.comm import Comm
-from simla_ray.training.legs import Leg, begin, fence, legs_of, note_stop, stopped
-from simla_ray.training.log import RunLog, log_event
+from simla_ray.training.events import legs_of, log_event, note_stop, stopped
+from simla_ray.training.legs import Leg, begin, fence
+from simla_ray.training.log import RunLog
 from simla_ray.training.loop import NON_FINITE, Leaving, Loop, RollBack
 from simla_ray.training.saver import Saved, Saver
 from simla_ray.training.state import State

@@ -7,7 +7,6 @@ who starts it: Ray after a failure, or the user's same command another day.
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,13 +18,9 @@ from typing import Any
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.training.checkpoint import UNFINISHED, load_state, newest_and_damaged
+from simla_ray.training.events import ENDS, RESERVE, RESERVE_BYTES, reason
 from simla_ray.training.state import State
-from simla_ray.whole import write_whole
 
-#: Events that say why a leg ended, in a line.
-ENDS = ("failure", "notice", "rollback", "hung")
-#: Room for the last words of a run whose disk is full.
-RESERVE, RESERVE_BYTES = ".reserve", 1 << 16
 #: Seconds that the workers of an earlier leg have to end, once whoever started them is gone.
 FENCE_S = 90.0
 
@@ -114,20 +109,6 @@ def begin(folder: Path, world: int, changed: dict[str, Any], *, first: bool) -> 
     )
 
 
-def legs_of(folder: Path) -> int:
-    """Legs that the run had so far."""
-    return sum(e["event"] in ("start", "resume") for e in read_lines(folder / "events.jsonl"))
-
-
-def reason(end: dict[str, Any] | None) -> str:
-    """Why a leg ended, from the event that says so."""
-    if end is None:
-        return "the command ended"
-    if end["event"] == "rollback":
-        return f"no finite gradient in steps {end['first']} to {end['last']}"
-    return str(end["reason"])
-
-
 def tidy(checkpoints: Path) -> list[str]:
     """Remove what nobody will finish, set damaged checkpoints aside, let Ray forget what it knew, take a reserve.
 
@@ -145,41 +126,6 @@ def tidy(checkpoints: Path) -> list[str]:
         folder.rename(folder.with_name(f"damaged-{folder.name}-{int(time.time())}"))
     (checkpoints / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     return [folder.name for folder in damaged]
-
-
-def note_stop(folder: Path, why: str) -> None:
-    """A mistake that another try would not mend: the next leg ends at once, and the driver says it."""
-    for reserve in (True, False):
-        try:
-            write_whole(folder / "stopped.json", json.dumps({"error": why}))
-            return
-        except OSError:  # the disk is full: this note is what the reserve is for
-            if not reserve:
-                raise
-            (folder / RESERVE).unlink(missing_ok=True)
-
-
-def stopped(folder: Path) -> str | None:
-    """What ``note_stop`` noted."""
-    file = folder / "stopped.json"
-    return json.loads(file.read_text())["error"] if file.exists() else None
-
-
-def failures_in_a_row(folder: Path, since: int) -> list[str]:
-    """Why the last legs failed, one after the other without a new checkpoint; ``since`` leaves out earlier events."""
-    found: list[str] = []
-    for event in read_lines(folder / "events.jsonl")[since:]:
-        if event["event"] == "checkpoint":
-            found = []
-        elif event["event"] in ENDS:
-            found.append(reason(event))
-    return found
-
-
-def end_is_known(folder: Path) -> bool:
-    """Whether something has already said why the last leg ends."""
-    events = [e["event"] for e in read_lines(folder / "events.jsonl")]
-    return next((e in ENDS for e in reversed(events) if e in (*ENDS, "start", "resume")), False)
 
 
 def _complete(checkpoints: Path) -> Iterator[tuple[str, int, float | None]]:

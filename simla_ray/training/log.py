@@ -9,7 +9,6 @@ tensorboard/     the same scalars
 
 from __future__ import annotations
 
-import errno
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
+from simla_ray.training.events import append, event_line
 from simla_ray.whole import write_whole
 
 STEPPED = ("metrics.jsonl", "dropped.jsonl", "consumed.jsonl")
@@ -48,12 +48,12 @@ class RunLog:
     def write(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
         """Append lines to one of the files. Where there is no room they wait in memory, and go first later."""
         text = self.waiting.pop(name, "") + "".join(json.dumps(line) + "\n" for line in lines)
-        if text and not _append(self.folder / name, text.encode()):
+        if text and not append(self.folder / name, text.encode()):
             self.waiting[name] = text
 
     def event(self, kind: str, **details: Any) -> None:
         self.restarts += kind == "resume"
-        self.write("events.jsonl", [_event(kind, details)])
+        self.write("events.jsonl", [event_line(kind, details)])
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """To TensorBoard and the dashboard."""
@@ -81,29 +81,6 @@ class RunLog:
             raise UserError(
                 f"storage: no room in {self.folder} for the last lines of {', '.join(sorted(self.waiting))}"
             )
-
-
-def log_event(folder: Path, kind: str, **details: Any) -> None:
-    """A line of events.jsonl from somebody who does not keep the log."""
-    _append(folder / "events.jsonl", (json.dumps(_event(kind, details)) + "\n").encode())
-
-
-def _event(kind: str, details: dict[str, Any]) -> dict[str, Any]:
-    return {"time": round(time.time(), 3), "event": kind, **details}
-
-
-def _append(path: Path, text: bytes) -> bool:
-    """Append all of it or nothing; False where it does not fit."""
-    with path.open("ab", buffering=0) as file:
-        end = file.seek(0, 2)
-        try:
-            if file.write(text) == len(text):
-                return True
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-        file.truncate(end)
-        return False
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -72,7 +72,7 @@ def cluster(folder: Path, head_cpus: int, *nodes: int) -> Iterator:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        started = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": True})
         try:
             started.nodes = [started.add_node(num_cpus=cpus) for cpus in nodes]
             yield started

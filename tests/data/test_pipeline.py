@@ -1,5 +1,9 @@
 """The Ray datasets: the stream is the plan, in order, from any cursor; the preparing jobs see every row."""
 
+import json
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -18,6 +22,40 @@ from simla_ray.data.packing import pack
 from simla_ray.data.text import clean
 
 RUN = load_run(overrides=["batch.micro=8", "batch.global=16", "data.shuffle_window=24"])
+
+
+OWN = """
+import json, sys, ray
+from simla_ray.data.pipeline import connect
+connect(None, 1)
+
+@ray.remote(num_cpus=0)
+def known():
+    from ray.util.state import list_nodes
+    return [node.node_id for node in list_nodes()]
+
+context = ray.get_runtime_context()
+print(json.dumps([context.gcs_address, context.get_node_id(), ray.get(known.remote())]), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_of_our_own_keeps_to_itself(ray_session):
+    """It answers on loopback only, and its processes know it from the other Ray of this machine."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        gcs, node, known = json.loads(process.stdout.readline())
+        host, port = gcs.split(":")
+        assert host == "127.0.0.1" and known == [node] != [ray_session.get_runtime_context().get_node_id()]
+        socket.create_connection((host, int(port)), 10).close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outside:
+            outside.connect(("192.0.2.1", 9))  # sends nothing
+            address = outside.getsockname()[0]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, int(port)), 10)
+        process.stdin.close()
 
 
 @pytest.mark.ray

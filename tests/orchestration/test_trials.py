@@ -24,7 +24,7 @@ from simla_ray.orchestration.trials import (
     task_of,
     train_trial,
 )
-from simla_ray.training.legs import stopped
+from simla_ray.training.events import stopped
 
 KEY = "sweep.concurrent"
 

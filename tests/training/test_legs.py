@@ -8,9 +8,8 @@ import pytest
 
 from simla_ray.data.cursor import Cursor
 from simla_ray.errors import UserError
-from simla_ray.jsonl import read_lines
-from simla_ray.training.legs import begin, end_is_known, failures_in_a_row, fence, note_stop, stopped, tidy
-from simla_ray.training.log import log_event
+from simla_ray.training.events import log_event
+from simla_ray.training.legs import begin, fence, tidy
 from simla_ray.training.state import State
 
 
@@ -90,37 +89,6 @@ def test_steps_without_a_finite_gradient_are_passed_later(tmp_path):
     leg = begin(tmp_path, 1, {}, first=False)
     assert leg.past == ((7, 16),)
     assert leg.events[-1][1]["reason"] == "no finite gradient in steps 7 to 16"
-
-
-def test_failures_count_from_the_last_checkpoint_of_this_command(tmp_path):
-    for _ in range(3):
-        log_event(tmp_path, "failure", reason="before")
-    since = len(read_lines(tmp_path / "events.jsonl"))
-    log_event(tmp_path, "failure", reason="one")
-    assert failures_in_a_row(tmp_path, since) == ["one"]
-    log_event(tmp_path, "resume", step=0)
-    log_event(tmp_path, "failure", reason="two")
-    assert failures_in_a_row(tmp_path, since) == ["one", "two"]
-    log_event(tmp_path, "checkpoint", step=5)
-    assert failures_in_a_row(tmp_path, since) == []
-
-
-def test_one_end_of_a_leg_is_enough(tmp_path):
-    """Workers that leave on a notice fail in Ray's eyes."""
-    assert not end_is_known(tmp_path)
-    log_event(tmp_path, "start", step=0, world_size=2)
-    assert not end_is_known(tmp_path)
-    log_event(tmp_path, "notice", step=5, reason="nodes of workers [1] go")
-    log_event(tmp_path, "checkpoint", step=5)
-    assert end_is_known(tmp_path)
-    log_event(tmp_path, "resume", step=5, world_size=1)
-    assert not end_is_known(tmp_path)
-
-
-def test_a_note_is_what_was_noted(tmp_path):
-    assert stopped(tmp_path) is None
-    note_stop(tmp_path, "data.train: no")
-    assert stopped(tmp_path) == "data.train: no"
 
 
 def hold(folder, ready, seconds):
