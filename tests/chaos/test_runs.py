@@ -140,7 +140,7 @@ def test_exactly_once_in_a_mixture_while_the_batch_size_changes(address, data, t
     mixed = [*overrides(folder / "a.parquet", folder / "b.parquet"), "data.weights=[0.5, 1.5]"]
     killed = Run(tmp_path, "mixed", mixed, address)
     draw = random.Random(8)
-    for batch, world in ((64, 1), (128, 2), (96, 2)):
+    for batch, world in ((64, 1), (128, 2)):
         killed.until_killed(world, draw.randint(3, 22), f"batch.global={batch}")
     killed.to_the_end(2, "batch.global=64", "batch.micro=16")
     times, drops = killed.times(), killed.drops()
