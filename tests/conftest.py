@@ -56,7 +56,10 @@ def ray_session():
         try:
             # Not only on loopback: commands join it, and Ray takes them to the machine's address.
             with pipeline.known_at(ray.util.get_node_ip_address()):
-                ray.init(address="local", num_cpus=6, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(
+                    address="local", num_cpus=6, include_dashboard=False, log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )  # fmt: skip
             break
         except Exception:
             ray.shutdown()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -73,12 +72,7 @@ def cluster(folder: Path, head_cpus: int, *nodes: int) -> Iterator:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        # Ray Train's cleaner asks the dashboard; without one it waits in vain at the end of every run.
-        head = {"num_cpus": head_cpus, "include_dashboard": True, "dashboard_port": port}
-        started = Cluster(initialize_head=True, head_node_args=head)
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": head_cpus, "include_dashboard": False})
         try:
             started.nodes = [started.add_node(num_cpus=cpus) for cpus in nodes]
             yield started
