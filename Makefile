@@ -14,13 +14,8 @@ setup: .venv/ready
 pretrain: setup
 	$(BIN)/python experiments/pretrain.py
 
-# Tests that start Ray wait much: those without run beside them, at the lowest priority, and speak when they are done.
 test: setup
-	@mkdir -p build; \
-	nice -n 19 $(BIN)/python -m pytest -m "not ray and not chaos" > build/tests-without-ray.txt 2>&1 & beside=$$!; \
-	trap "kill $$beside 2> /dev/null" EXIT; trap "exit 130" INT TERM; \
-	$(BIN)/python -m pytest -m "ray and not chaos"; with=$$?; \
-	wait $$beside; without=$$?; cat build/tests-without-ray.txt; exit $$((with | without))
+	$(BIN)/python -m pytest
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -29,8 +29,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("chaos") or item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.slow)  # needs more than ten seconds, or is not for every machine
-        if "ray_session" in item.fixturenames:
-            item.add_marker(pytest.mark.ray)  # all of these in one process, beside those without
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))
 

@@ -26,7 +26,7 @@ from simla_ray.errors import UserError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.parametrize("seconds", [1, pytest.param(10, marks=pytest.mark.slow)]),
+    pytest.mark.parametrize("seconds", [1, pytest.param(6, marks=pytest.mark.slow)]),
 ]
 REASONS = "(images?|caption|keywords|phrases|boxes|box_labels|qas|statements|tar|row_group)_[a-z0-9_]+"
 #: An example that takes longer hangs; a busy machine has its share in it.
