@@ -178,7 +178,7 @@ class Progress:
 
     def started(self, name: str) -> None:
         self.began[name] = time.monotonic()
-        self.say(f"start      {_last(name)}  {self.describe(name)}")
+        self.say(f"start      {_last(name)}  {self.describe(name)}".rstrip())
 
     def reported(self, name: str, result: Mapping[str, Any]) -> None:
         self.say(f"step       {_last(name)}  {result['step']}  {self._metric(result.get('metrics', {}))}")

@@ -55,6 +55,7 @@ def test_the_default_sweep_is_small_enough_for_two_cores(default):
     sweep, base = default.sweep, default.base
     assert (sweep.trials, sweep.metrics, sweep.seeds, sweep.pareto) == (8, ["retrieval_r10"], 3, False)
     assert (base.optim.max_steps, base.optim.warmup_steps, base.ray.workers) == (100, 30, 1)
+    assert (base.batch.global_, base.batch.micro) == (32, 32)
     names = "weight heads_top_k max_keywords min_attention recommend recommend_threshold soft_alpha start_step"
     assert set(sweep.space) >= {PSL + name for name in names.split()}
     assert sweep.space[f"{PSL}recommend"].choice == ["soft", "hard", "off"]
@@ -282,7 +283,7 @@ def test_the_best_trial_runs_as_an_ordinary_run(default, tmp_path):
     assert run.objectives.psl.weight == 7 and str(run.objectives.psl.recommend) == "off"
     assert (run.name, run.storage) == (None, ordinary.storage)
     assert (run.ray, run.checkpoint, run.log, run.report) == (
-        ordinary.ray,
+        ordinary.ray.model_copy(update={"workers": 1}),  # its step is one micro-batch
         ordinary.checkpoint,
         ordinary.log,
         ordinary.report,

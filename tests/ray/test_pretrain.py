@@ -24,6 +24,7 @@ from simla_ray.orchestration.preflight import check
 from simla_ray.orchestration.prepare import load_tokenizer, prepare
 from simla_ray.orchestration.runs import load_trained
 from simla_ray.orchestration.worker import build_losses
+from tests.ray.alone import losses_alone, losses_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -56,19 +57,6 @@ def overrides(data: Path, storage: Path, name: str, workers: int) -> list[str]:
     ]  # fmt: skip
 
 
-def losses(folder: Path) -> list[dict]:
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["kind"] == "train"]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line["losses"] for line in lines]
-
-
-@pytest.fixture(scope="module")
-def one_worker(ray_session, data, tmp_path_factory):
-    storage = tmp_path_factory.mktemp("one")
-    summary = pretrain(load_run(overrides=overrides(data, storage, "one", 1)), lambda _: None)
-    return storage / "one", summary
-
-
 @pytest.fixture(scope="module")
 def two_workers(ray_session, data, tmp_path_factory):
     storage = tmp_path_factory.mktemp("two")
@@ -77,15 +65,15 @@ def two_workers(ray_session, data, tmp_path_factory):
     return storage / "two", summary, said
 
 
-def test_two_workers_give_the_losses_of_one(one_worker, two_workers):
-    one, two = losses(one_worker[0]), losses(two_workers[0])
+def test_two_workers_give_the_losses_of_one(two_workers, data, tmp_path):
+    """Of one that never validated, in a process without Ray Train."""
+    run, _ = check(load_run(overrides=overrides(data, tmp_path, "one", 1)))
+    one, two = losses_alone(run, two_workers[0] / "prepared", tmp_path / "one"), losses_of(two_workers[0])
     assert len(one) == len(two) == STEPS
     for step, (a, b) in enumerate(zip(one, two, strict=True)):
         assert a.keys() == b.keys()
         for name in a:
             assert b[name] == pytest.approx(a[name], rel=1e-5), f"step {step} {name}"
-    # The final evaluation of both is over all rows and equal as well.
-    assert one_worker[1]["eval"]["retrieval"] == two_workers[1]["eval"]["retrieval"]
 
 
 def test_every_sample_once_per_epoch_and_drops_named(two_workers, world_rows):
@@ -133,6 +121,7 @@ def test_the_folder_holds_everything(two_workers):
 
 
 def test_evaluate_on_demand_gives_the_same_numbers(two_workers, capsys):
+    """In one process those of two workers, which had half of the rows each."""
     folder, summary, _ = two_workers
     assert evaluate_main([str(folder), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -166,7 +155,7 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_nothing_had_happened(ray_session, 
     assert summary["restarts"] == 1
     resumed = [e for e in read_lines(folder / "events.jsonl") if e["event"] == "resume"]
     assert resumed[0]["step"] in (8, 16, 24)
-    assert losses(folder) == losses(two_workers[0])
+    assert losses_of(folder) == losses_of(two_workers[0])
     ours, theirs = (read_lines(f / "consumed.jsonl") for f in (folder, two_workers[0]))
     key = lambda line: (line["step"], line["lane"], line["epoch"], line["uid"])  # noqa: E731
     assert sorted(map(key, ours)) == sorted(map(key, theirs))
@@ -177,8 +166,8 @@ def test_killed_in_mid_epoch_it_goes_on_as_if_nothing_had_happened(ray_session, 
     assert "is finished" in finished.stdout
 
 
-def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, one_worker, tmp_path):
-    source, summary = one_worker
+def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, two_workers, tmp_path):
+    source, summary, _ = two_workers
     run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "next", 1), f"init_from={source}", "seed=1"]))
     prepared = prepare(run, tmp_path / "prepared", 1)
     model = build_losses(run, prepared, torch.device("cpu")).model
@@ -189,8 +178,8 @@ def test_init_from_starts_with_the_best_weights_of_the_run(ray_session, data, on
         assert torch.equal(model.teacher.master.state_dict()[name], tensor), name
 
 
-def test_codes_over_the_features_of_an_earlier_run(ray_session, data, one_worker, tmp_path):
-    source, _ = one_worker
+def test_codes_over_the_features_of_an_earlier_run(ray_session, data, two_workers, tmp_path):
+    source, _, _ = two_workers
     features = ["codes.kind=features", f"codes.source={source}", "codes.n=8"]
     run, _ = check(load_run(overrides=[*overrides(data, tmp_path, "features", 1), *features]))
     assert run.label == "simla-tiny-features8"
