@@ -77,6 +77,20 @@ def uses_gpu(run: Run, gpus: float) -> bool:
     )
 
 
+def room_for(run: Run, gpu: bool) -> str:
+    """What a run's workers need to start, and how much of it is free."""
+    least, most, each = run.ray.min_workers, run.ray.workers, run.ray.cpus_per_worker
+    asked = f"{most if least in (None, most) else f'{least} to {most}'} worker{'s' * (most != 1)}"
+    text = f"{asked} of {each:g} CPU{'s' * (each != 1)}{' and 1 GPU' * gpu} each to start"
+    try:
+        free, there = ray.available_resources(), ray.cluster_resources()
+        nodes = len([n for n in ray.nodes() if n["Alive"]])
+    except (ray.exceptions.RayError, RuntimeError, ConnectionError):  # the cluster's head is busy, or goes away
+        return text
+    parts = [f"{free.get(kind, 0):g} of {there.get(kind, 0):g} {kind}s" for kind in ("CPU", *["GPU"] * gpu)]
+    return f"{text}; free on {nodes} node{'s' * (nodes != 1)}: {' and '.join(parts)}"
+
+
 def check_local_devices(run: Run) -> None:
     """Without starting anything: does this machine have the GPUs that ``ray.device: gpu`` asks for?"""
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0

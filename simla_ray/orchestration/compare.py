@@ -24,7 +24,17 @@ from simla_ray.orchestration.cost import step_flops
 from simla_ray.orchestration.manifest import PACKAGES, fallbacks, versions
 from simla_ray.orchestration.preflight import check, dry_run, with_absolute_paths
 from simla_ray.orchestration.runs import run_folder
-from simla_ray.orchestration.series import Progress, Say, Series, differences, fresh, opened, summary_before, write_json
+from simla_ray.orchestration.series import (
+    Progress,
+    Say,
+    Series,
+    differences,
+    fresh,
+    opened,
+    say_again,
+    summary_before,
+    write_json,
+)
 from simla_ray.orchestration.trials import Outcome
 from simla_ray.report.comparison import comparison_table, write_comparison_report
 from simla_ray.report.folder import read_folder
@@ -109,7 +119,7 @@ class Row:
 
 
 def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
-    """Run a comparison, or what is missing of one with the same name.
+    """Run a comparison, or of one with the same name what is missing, failed runs among it.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -121,9 +131,12 @@ def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
     name = plan.base.name or fresh(storage, "comparison")
     folder = storage / name
     stored, before = folder / "comparison.yaml", summary_before(folder, "comparison")
-    if before is not None and not before["unfinished"] and stored.read_text() == to_yaml(plan):
-        say(f"compare    {folder} is finished")
-        return before
+    if before is not None and stored.read_text() == to_yaml(plan):
+        failed = {run["name"] for row in before["rows"] for run in row["failed"]}
+        if not before["unfinished"] and not failed:
+            say(f"compare    {folder} is finished")
+            return before
+        say_again(failed, say)
     plan = replace(plan, shared=plan.shared | {"name": name})
     others = [plan.run(entry, plan.comparison.seeds[0]) for entry in plan.entries]
     wanted, limit = plan.comparison.concurrent, plan.comparison.timeout_s

@@ -213,7 +213,7 @@ def _fit(
         torch_config=TorchConfig(timeout_s=round(4 * run.ray.hang_timeout_s)),
     )
     try:
-        with Progress(folder, until, say):
+        with Progress(folder, until, say, partial(clusters.room_for, run, gpu)):
             trainer.fit()
     finally:
         why = stopped(folder)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +107,12 @@ def summary_before(folder: Path, kind: str) -> dict[str, Any] | None:
     """
     check_kind(folder, kind)
     return read_summary(folder)
+
+
+def say_again(failed: Iterable[str], say: Say) -> None:
+    """Runs that failed are tried again by the same command: a full disk or a lost cluster is mended between the two."""
+    for name in sorted(failed):
+        say(f"again      {name}, which failed before")
 
 
 def differences(a: Sequence[PerImage], b: Sequence[PerImage], metrics: Sequence[str]) -> list[dict[str, Any]]:

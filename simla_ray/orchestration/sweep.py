@@ -33,6 +33,7 @@ from simla_ray.orchestration.series import (
     fresh,
     opened,
     read_summary,
+    say_again,
     summary_before,
     write_json,
 )
@@ -101,9 +102,12 @@ def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
     stored, before = folder / "sweep.yaml", summary_before(folder, "sweep")
     if stored.exists():
         _check_same(stored, plan)
-    if before is not None and not before["unfinished"] and stored.read_text() == to_yaml(plan):
-        say(f"sweep      {folder} is finished")
-        return before
+    if before is not None and stored.read_text() == to_yaml(plan):
+        failed = {run["name"] for run in (before["repeats"] or {"failed": []})["failed"]}
+        if not before["unfinished"] and not failed:
+            say(f"sweep      {folder} is finished")
+            return before
+        say_again(failed, say)
     began = time.time() - (before["seconds"] if before is not None else 0.0)
     wanted, limit = plan.sweep.concurrent, plan.sweep.timeout_s
     with opened(folder, plan.base, (), wanted, "sweep.concurrent", limit, say) as series:

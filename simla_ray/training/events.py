@@ -14,6 +14,8 @@ from typing import Any
 from simla_ray.jsonl import read_lines
 from simla_ray.whole import write_whole
 
+#: Events with which a leg begins.
+BEGINS = ("start", "resume")
 #: Events that say why a leg ended, in a line.
 ENDS = ("failure", "notice", "rollback", "hung")
 #: Room for the last words of a run whose disk is full.
@@ -46,7 +48,7 @@ def append(path: Path, text: bytes) -> bool:
 
 def legs_of(folder: Path) -> int:
     """Legs that the run had so far."""
-    return sum(e["event"] in ("start", "resume") for e in read_lines(folder / "events.jsonl"))
+    return sum(e["event"] in BEGINS for e in read_lines(folder / "events.jsonl"))
 
 
 def reason(end: dict[str, Any] | None) -> str:
@@ -72,7 +74,7 @@ def failures_in_a_row(folder: Path, since: int) -> list[str]:
 def end_is_known(folder: Path) -> bool:
     """Whether something has already said why the last leg ends."""
     events = [e["event"] for e in read_lines(folder / "events.jsonl")]
-    return next((e in ENDS for e in reversed(events) if e in (*ENDS, "start", "resume")), False)
+    return next((e in ENDS for e in reversed(events) if e in (*ENDS, *BEGINS)), False)
 
 
 def note_stop(folder: Path, why: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from simla_ray.errors import UserError
 from simla_ray.jsonl import read_lines
 from simla_ray.training.checkpoint import UNFINISHED, load_state, newest_and_damaged
-from simla_ray.training.events import ENDS, RESERVE, RESERVE_BYTES, reason
+from simla_ray.training.events import BEGINS, ENDS, RESERVE, RESERVE_BYTES, reason
 from simla_ray.training.state import State
 
 #: Seconds that the workers of an earlier leg have to end, once whoever started them is gone.
@@ -77,7 +77,7 @@ def begin(folder: Path, world: int, changed: dict[str, Any], *, first: bool) -> 
     newest, damaged = newest_and_damaged(checkpoints)
     state = load_state(newest) if newest is not None else None
     step = state.step if state is not None else 0
-    legs = [i for i, e in enumerate(events) if e["event"] in ("start", "resume")]
+    legs = [i for i, e in enumerate(events) if e["event"] in BEGINS]
     said: list[tuple[str, dict[str, Any]]] = [
         ("checkpoint_damaged", {"name": path.name, "next": newest.name if newest is not None else None})
         for path in damaged

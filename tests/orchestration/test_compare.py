@@ -250,7 +250,7 @@ def test_the_same_command_again_starts_nothing(tmp_path):
     folder = tmp_path / "versus"
     folder.mkdir()
     (folder / "comparison.yaml").write_text(compare_module.to_yaml(plan))
-    summary = {"kind": "comparison", "unfinished": False, "seconds": 1.0}
+    summary = {"kind": "comparison", "unfinished": False, "seconds": 1.0, "rows": [{"failed": []}]}
     (folder / "summary.json").write_text(json.dumps(summary))
     said = []
     assert compare(plan, said.append) == summary

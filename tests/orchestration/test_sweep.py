@@ -236,6 +236,13 @@ def test_repeats_that_fail_leave_a_report(tmp_path, monkeypatch):
     assert repeats["failed"] == [{"name": f"best-seed{seed}", "reason": "boom"} for seed in (1, 2)]
     assert "boom" in (tmp_path / "tuned" / "report.html").read_text()
     assert sweep_module.sweep_table(summary)
+    fake_opened(monkeypatch, fine)
+    said = []
+    again = sweep(plan_of(tmp_path, "sweep.trials=2"), said.append)["repeats"]
+    assert [line for line in said if line.startswith("again")] == [
+        f"again      best-seed{seed}, which failed before" for seed in (1, 2)
+    ]
+    assert again["failed"] == [] and again["default"] == repeats["default"] and len(again["best"]) == 2
 
 
 def test_trials_of_other_sweeps_are_told_without_their_runs(going, tmp_path):

@@ -1,4 +1,4 @@
-"""A whole comparison through Ray: two entries, both budgets, one that cannot be trained; and again."""
+"""A whole comparison through Ray: two entries, both budgets, one that cannot be trained; and again, when it can."""
 
 import time
 
@@ -65,9 +65,18 @@ def test_equal_arithmetic_is_fewer_steps_of_what_costs_more(compared):
     assert max(line["step"] for line in lines) == large["steps"]
 
 
-def test_the_same_command_again_starts_nothing(compared, world_files):
+def test_the_same_command_again_starts_what_failed_and_then_nothing(compared, world_files):
     folder, file, summary, _ = compared
+    (folder / "strangers.txt").write_text("red\nblue\n")
     said: list[str] = []
+    mended = compare(plan_of(folder, file, world_files), said.append)
+    failed = [run["name"] for row in summary["rows"] for run in row["failed"]]
+    for word in ("again", "start"):
+        found = [line.split()[1].rstrip(",") for line in said if line.startswith(word)]
+        assert sorted(found) == sorted(failed), "\n".join(said)
+    assert [row["failed"] for row in mended["rows"]] == [[]] * 6
+    assert {d["entry"] for d in mended["differences"]} == {"large", "strange"}
+    said.clear()
     began = time.monotonic()
-    assert compare(plan_of(folder, file, world_files), said.append) == summary
+    assert compare(plan_of(folder, file, world_files), said.append) == mended
     assert time.monotonic() - began < 10 and said == [f"compare    {folder / 'versus'} is finished"]
