@@ -13,7 +13,11 @@ from simla_ray.orchestration.cluster import room_for
     [
         (["ray.workers=1", "ray.cpus_per_worker=0.5"], False, "1 worker of 0.5 CPUs each to start; "),
         (["ray.workers=2", "ray.cpus_per_worker=1"], True, "2 workers of 1 CPU and 1 GPU each to start; "),
-        (["ray.workers=4", "ray.min_workers=2", "ray.cpus_per_worker=8"], False, "2 to 4 workers of 8 CPUs each "),
+        (
+            ["ray.workers=4", "ray.min_workers=2", "ray.cpus_per_worker=8", "data.decode_cpus=4"],
+            False,
+            "2 to 4 workers of 8 CPUs each ",
+        ),
     ],
 )
 def test_what_workers_wait_for(ray_session, overrides, gpu, said):
