@@ -74,9 +74,7 @@ def evaluate(
         UserError: an unknown task or layer, or no row that can be used.
     """
     wanted = list(TASKS) if tasks is None else list(tasks)
-    for name in wanted:
-        if name not in TASKS:
-            raise UserError(f"tasks: {name} is not one of {', '.join(TASKS)}")
+    check_tasks(wanted)
     scorer.eval_mode()
     data = EvalSet.load(scorer, rows, Work(rank, world, gather))
     counts: dict[str, Any] = {"n_rows": data.n_rows, "n_images": len(data), "n_captions": len(data.captions)}
@@ -100,6 +98,16 @@ def evaluate(
     return results
 
 
+def check_tasks(names: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: one of them is unknown.
+    """
+    for name in names:
+        if name not in TASKS:
+            raise UserError(f"tasks: {name} is not one of {', '.join(TASKS)}")
+
+
 def to_json(results: Mapping[str, EvalResult]) -> dict[str, dict[str, Any]]:
     """``{task: {"metrics": ..., "intervals": ..., "examples": ...}}``, plain JSON."""
     return {
@@ -113,4 +121,4 @@ def summary(results: Mapping[str, EvalResult]) -> dict[str, dict[str, Any]]:
     return {name: with_intervals(result.metrics, result.intervals) for name, result in results.items()}
 
 
-__all__ = ["TASKS", "evaluate", "summary", "table", "to_json"]
+__all__ = ["TASKS", "check_tasks", "evaluate", "summary", "table", "to_json"]

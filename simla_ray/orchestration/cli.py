@@ -92,6 +92,12 @@ def evaluate_main(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="people's ratings: CSV, TSV or JSON lines with image, caption, rating",
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="share the rows between N Ray workers, of the cluster at RAY_ADDRESS or of this machine: the same numbers",
+    )
     parser.add_argument("--score", nargs="+", metavar="URI", help="score the pairs in these files instead; see --out")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the CSV that --score writes")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
@@ -114,6 +120,8 @@ def evaluate_main(argv: Sequence[str]) -> int:
             templates=arguments.templates,
             ratings=arguments.ratings,
             layers=arguments.layers,
+            workers=arguments.workers,
+            say=partial(print, file=sys.stderr, flush=True) if arguments.json else _say,
         )
         for task in arguments.tasks:
             if (why := results["data"].metrics["not_run"].get(task)) is not None:
@@ -130,7 +138,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
     if arguments.score is None or arguments.out is None:
         raise UserError("--score, --out: give both, the files to score and the CSV to write")
-    for option in ("tasks", "data", "split", "label_column", "templates", "ratings", "layers"):
+    for option in ("tasks", "data", "split", "label_column", "templates", "ratings", "layers", "workers"):
         if getattr(arguments, option) not in (None, [], "all"):
             raise UserError(f"--score: measures nothing, so it takes no {option.replace('_', '-')}")
     say = partial(print, file=sys.stderr, flush=True) if arguments.json else _say

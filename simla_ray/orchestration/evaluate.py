@@ -1,10 +1,12 @@
-"""Evaluate a finished or running run in this process, or score pairs with it."""
+"""Evaluate a finished or running run, in this process or in workers, or score pairs with it."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from simla_ray.data.index import Index, build_index
 from simla_ray.data.regions import region_columns
 from simla_ray.data.schema import training_columns
 from simla_ray.data.sources import read_column, read_pieces, read_rows
+from simla_ray.data.sources.files import absolute
 from simla_ray.data.tags import tag_columns
 from simla_ray.data.text import Vocabulary
 from simla_ray.errors import UserError
@@ -28,10 +31,12 @@ from simla_ray.evaluation.classification import TEMPLATES, read_templates
 from simla_ray.evaluation.pairs import score_pairs
 from simla_ray.evaluation.ratings import Ratings, read_ratings
 from simla_ray.evaluation.scorer import Scorer
-from simla_ray.evaluation.tasks import evaluate
+from simla_ray.evaluation.tasks import check_tasks, evaluate
 from simla_ray.orchestration.layers import ALL, Chosen, chosen_layers
 from simla_ray.orchestration.prepare import index_of, load_tokenizer
 from simla_ray.orchestration.runs import find_run, load_trained
+from simla_ray.release.source import find_source
+from simla_ray.training.comm import Comm
 from simla_ray.types import EvalResult
 
 LABEL = "label"
@@ -51,6 +56,8 @@ def evaluate_run(
     templates: Sequence[str] = (),
     ratings: Path | None = None,
     layers: str = ALL,
+    workers: int | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, EvalResult]:
     """Evaluate the best checkpoint of a run, or an exported folder.
 
@@ -62,9 +69,10 @@ def evaluate_run(
         templates: prompts of a class, or files of them; none for ``TEMPLATES``.
         ratings: file of people's ratings, see ``read_ratings``; of all rows, however many ``eval.pairs`` are evaluated.
         layers: of grounding: all, auto (chosen on the run's validation set), or numbers such as 5,8.
+        workers: Ray Train workers that share the rows, the numbers are the same for any; None: this process.
 
     Raises:
-        UserError: no such run, task, column, file or layer.
+        UserError: no such run, task, column, file or layer; no room for the workers.
     """
     for option, value in (("--split", split), ("--images", ", ".join(map(str, images)))):
         if value and not data:
@@ -76,36 +84,87 @@ def evaluate_run(
     ):
         if given and tasks and task not in tasks:
             raise UserError(f"{option}: is about the task {task}; found tasks {' '.join(tasks)}")
-    prompts = read_templates(templates) if templates else TEMPLATES
-    people = read_ratings(ratings) if ratings is not None else None
-    run, scorer, prepared = _opened(path, storage)
+    folder = find_run(path, storage)
+    run = find_source(folder).run
+    assert run is not None
+    check_tasks(tasks)
     roots = _folders(images) or run.data.image_roots
-    index = build_index(data, split, roots, "--data") if data else index_of(run, "test")
+    index = build_index([absolute(uri) for uri in data], split, roots, "--data") if data else index_of(run, "test")
     check_phrases(run, {"--data" if data else "data.test": index})
-    tokenizer = load_tokenizer(run, prepared)
-    if tokenizer is not None:
-        tokenizer = tokenizer.to(scorer.device)
-    rows = list(pipeline.iterate_rows(index, limit=run.eval.pairs))
-    for row, label in zip(rows, _labels(index, label_column or LABEL), strict=False):
-        # The label of a row with statements says whether they hold: no class of its image, unless somebody says so.
-        if label_column is not None or not row.get("statements"):
-            row[LABEL] = label
-    if label_column is not None and all(row[LABEL] is None for row in rows):
-        raise UserError(f"--label-column: {label_column} has no value in {', '.join(data or ['the test set'])}")
-    chosen = chosen_layers(layers, scorer, index) if not tasks or "grounding" in tasks else Chosen(None)
-    results = evaluate(
-        scorer,
-        rows,
-        tasks=list(tasks) or None,
-        tokenizer=tokenizer,
-        blind=Blind.load(prepared),
-        templates=prompts,
-        rated=(people, _rated_rows(index, people)) if people is not None else None,
-        layers=chosen.layers,
+    evaluation = Evaluation(
+        folder,
+        index,
+        tuple(tasks),
+        label_column,
+        tuple(read_templates(templates)) if templates else TEMPLATES,
+        read_ratings(ratings) if ratings is not None else None,
+        layers,
+        ", ".join(data) if data else "the test set",
     )
-    if chosen.scores is not None and "grounding" in results:
-        results["grounding"].metrics["pointing_on_validation"] = chosen.scores
-    return results
+    if workers is not None:
+        from simla_ray.orchestration.in_workers import in_workers  # Ray Train, which nothing else here needs
+
+        return in_workers(evaluation, run, workers, folder, say)
+    return evaluation(Comm(), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on which rows, how: all that a worker has to know.
+
+    Args:
+        folder: absolute, of a run or an exported model.
+        where: what the rows are called in an error.
+    """
+
+    folder: Path
+    index: Index
+    tasks: tuple[str, ...]
+    label_column: str | None
+    templates: Sequence[str]
+    ratings: Ratings | None
+    layers: str
+    where: str
+
+    def __call__(self, comm: Comm, device: torch.device) -> dict[str, EvalResult]:
+        """Collective: every rank evaluates its share of the rows, and gets the results of all.
+
+        Raises:
+            UserError: the same on every rank.
+        """
+        run, scorer, prepared = _opened(self.folder, device)
+        tokenizer = load_tokenizer(run, prepared)
+        if tokenizer is not None:
+            tokenizer = tokenizer.to(device)
+        rows = list(pipeline.iterate_rows(self.index, comm.rank, comm.world, run.eval.pairs))
+        labels = islice(_labels(self.index, self.label_column or LABEL), comm.rank, None, comm.world)
+        for row, label in zip(rows, labels, strict=False):
+            # The label of a row with statements says whether they hold: no class of its image, unless somebody says so.
+            if self.label_column is not None or not row.get("statements"):
+                row[LABEL] = label
+        if self.label_column is not None and not any(comm.gather(any(row[LABEL] is not None for row in rows))):
+            raise UserError(f"--label-column: {self.label_column} has no value in {self.where}")
+        grounds = not self.tasks or "grounding" in self.tasks
+        chosen = chosen_layers(self.layers, scorer, self.index, comm) if grounds else Chosen(None)
+        rated = None
+        if self.ratings is not None:
+            rated = self.ratings, _rated_rows(self.index, self.ratings)[comm.rank :: comm.world]
+        results = evaluate(
+            scorer,
+            rows,
+            tasks=self.tasks or None,
+            rank=comm.rank,
+            world=comm.world,
+            gather=comm.gather,
+            tokenizer=tokenizer,
+            blind=Blind.load(prepared),
+            templates=self.templates,
+            rated=rated,
+            layers=chosen.layers,
+        )
+        if chosen.scores is not None and "grounding" in results:
+            results["grounding"].metrics["pointing_on_validation"] = chosen.scores
+        return results
 
 
 def score_file(
@@ -134,7 +193,8 @@ def score_file(
     Raises:
         UserError: no such run or file, or ``out`` cannot be written.
     """
-    run, scorer, _ = _opened(path, storage)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run, scorer, _ = _opened(find_run(path, storage), device)
     index = build_index(list(uris), None, _folders(images), "--score")
     check_phrases(run, {"--score": index})
     columns = training_columns((*region_columns(run), *concept_columns(run), *tag_columns(run)))
@@ -175,10 +235,9 @@ def _folders(images: Sequence[Path]) -> Sequence[Path]:
     return images
 
 
-def _opened(path: Path, storage: Path) -> tuple[Run, Scorer, Path]:
+def _opened(folder: Path, device: torch.device) -> tuple[Run, Scorer, Path]:
     """Config, model, and the folder of vocabulary and codes."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run, model, prepared = load_trained(find_run(path, storage), device)
+    run, model, prepared = load_trained(folder, device)
     return run, Scorer(run, model, Vocabulary.load(prepared), device), prepared
 
 

@@ -34,7 +34,7 @@ class FailureLog(UserCallback):
                 raise RuntimeError("the workers fail before they can see that the run has been given up")
             return
         if not end_is_known(self.folder):
-            lines = {str(rank): _line(error) for rank, error in sorted(worker_exceptions.items())}
+            lines = {str(rank): last_line(error) for rank, error in sorted(worker_exceptions.items())}
             first = next(iter(lines))
             log_event(self.folder, "failure", reason=f"worker {first}: {lines[first]}", workers=lines)
         failures = failures_in_a_row(self.folder, self.since)
@@ -47,7 +47,7 @@ class FailureLog(UserCallback):
             )
 
 
-def _line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
     """The last line of what an error says, which is the cause where Ray wraps one."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return textwrap.shorten(lines[-1], 200, placeholder=" ...") if lines else type(error).__name__

@@ -13,6 +13,7 @@ from simla_ray.evaluation.grounding import best_layers, layer_scores
 from simla_ray.evaluation.scorer import Scorer
 from simla_ray.evaluation.work import Work
 from simla_ray.orchestration.prepare import index_of
+from simla_ray.training.comm import Comm
 
 ALL, AUTO = "all", "auto"
 
@@ -39,8 +40,8 @@ def numbers_of(text: str, allowed: str = "all, auto") -> Layers | None:
         raise UserError(f"--layers: {text}; give {allowed}, or numbers from 0 such as 5,8") from None
 
 
-def chosen_layers(text: str, scorer: Scorer, evaluated: Index) -> Chosen:
-    """The layers that ``--layers`` means.
+def chosen_layers(text: str, scorer: Scorer, evaluated: Index, comm: Comm) -> Chosen:
+    """The layers that ``--layers`` means. Collective.
 
     ``auto`` reads the run's validation set, ``eval.pairs`` rows of it at most.
 
@@ -59,8 +60,8 @@ def chosen_layers(text: str, scorer: Scorer, evaluated: Index) -> Chosen:
             "--layers: auto would choose on the rows that are evaluated, for they are the run's validation set; "
             "give other --data, or layers by number"
         )
-    rows = list(pipeline.iterate_rows(index, limit=scorer.run.eval.pairs))
-    scores = layer_scores(EvalSet.load(scorer, rows, Work()))
+    rows = list(pipeline.iterate_rows(index, comm.rank, comm.world, scorer.run.eval.pairs))
+    scores = layer_scores(EvalSet.load(scorer, rows, Work(comm.rank, comm.world, comm.gather)))
     names = {layers: ", ".join(map(str, layers)) for layers in scores}
     return Chosen(best_layers(scores), {names[layers]: score for layers, score in scores.items()})
 

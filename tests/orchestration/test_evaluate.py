@@ -79,7 +79,7 @@ def test_classes_of_parquet(run_folder, tmp_path, world_files):
 
 
 def test_ratings_are_of_all_rows_however_many_are_evaluated(run_folder, tmp_path, world_files, world_rows, monkeypatch):
-    monkeypatch.setattr(evaluate.pipeline, "iterate_rows", lambda index, limit: iter(world_rows["test"][:2]))
+    monkeypatch.setattr(evaluate.pipeline, "iterate_rows", lambda index, *share: iter(world_rows["test"][:2]))
     uids, captions = zip(*((row["uid"], row["captions"][0]) for row in world_rows["test"]), strict=True)
     pairs_of = [(i, (i + j) % 48) for i in range(0, 48, 5) for j in range(3)]
     lines = [f"{uids[i]}\t{captions[c]}\t{c % 4}" for i, c in pairs_of]
@@ -88,6 +88,53 @@ def test_ratings_are_of_all_rows_however_many_are_evaluated(run_folder, tmp_path
     metrics = results["ratings"].metrics
     assert (metrics["n"], metrics["n_images"], metrics["dropped"]) == (30, 10, {})
     assert set(metrics["itm"]) == set(results["ratings"].intervals["itm"]) == {"spearman", "kendall"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_share_the_rows_and_nothing_changes(vocabulary, tmp_path, world_files, world_rows, ray_session, capsys):
+    """Labels of a column, ratings and layers that are chosen among them."""
+    table = pq.read_table(world_files / "test.parquet")
+    kinds = [["a", "b", None][i % 3] for i in range(len(table))]
+    pq.write_table(table.append_column("group", [kinds]), tmp_path / "rows.parquet", row_group_size=7)
+    lines = [f"{row['uid']}\t{row['captions'][0]}\t{i % 4}" for i, row in enumerate(world_rows["test"][:20])]
+    (tmp_path / "r.tsv").write_text("\n".join(["uid\tcaption\trating", *lines]))
+    sets = {f"data__{name}": [str(world_files / f"{name}.parquet")] for name in ("train", "val")}
+    mine, _ = make_run_folder(tmp_path / "mine", vocabulary, torch.rand(128, 192), **sets)
+    arguments = [str(mine), "--data", str(tmp_path / "rows.parquet"), "--label-column", "group", "--json"]
+    arguments += ["--ratings", str(tmp_path / "r.tsv"), "--layers", "auto"]
+    found = []
+    for more in ([], ["--workers", "3"]):
+        assert cli.evaluate_main([*arguments, *more]) == 0
+        out, err = capsys.readouterr()
+        found.append(json.loads(out))
+        assert ("cluster    " in err) == bool(more)
+    alone, shared = (dict(numbers(each)) for each in found)
+    assert set(alone) == set(shared) and len(alone) > 60
+    assert alone == pytest.approx(shared, abs=1e-5, nan_ok=True)
+    assert {"classification", "ratings", "grounding"} <= set(found[1]) and not (mine / ".workers").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_mistakes_of_the_user_are_one_error_among_workers_too(run_folder, world_files, ray_session):
+    data = [str(world_files / "test.parquet")]
+    for workers, label, said in (
+        (2, "sort", "--label-column: sort has no value in "),
+        (1000, None, "--workers: 1000 of 1 CPUs each, but the cluster has "),
+        (0, None, "--workers: 0 is below 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            evaluate_run(run_folder, data=data, label_column=label, workers=workers, say=lambda line: None)
+
+
+def numbers(tree, path=()):
+    """Path -> number, of all in a tree of JSON."""
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict | list):
+            yield from numbers(value, (*path, name))
+        elif not isinstance(value, str):
+            yield (*path, name), value
 
 
 def test_a_task_asked_for_by_name_says_what_it_lacks(run_folder, listed, capsys):
@@ -183,7 +230,10 @@ def test_a_column_of_phrases_is_read_wherever_rows_are(reads_phrases, world_file
     found = score_file(reads_phrases, [file], tmp_path / "scores.csv", say=lambda line: None)
     assert found == {"pairs": 48, "scored": 48, "dropped": {}} and measured["n_captions"] == 48
     rows = read(tmp_path / "scores.csv")
-    cosines = [one.itc for one in pairs.score_pairs(evaluate._opened(reads_phrases, Path())[1], world_rows["test"])]
+    cosines = [
+        one.itc
+        for one in pairs.score_pairs(evaluate._opened(reads_phrases, torch.device("cpu"))[1], world_rows["test"])
+    ]
     assert np.allclose([float(row["itc"]) for row in rows], cosines, atol=1e-5)
 
 
