@@ -142,12 +142,13 @@ def compare(plan: ComparisonPlan, say: Say = print) -> dict[str, Any]:
     wanted, limit = plan.comparison.concurrent, plan.comparison.timeout_s
     began = time.time() - (before["seconds"] if before is not None else 0.0)
     with opened(folder, plan.base, others, wanted, "comparison.concurrent", limit, say) as series:
-        write_whole(stored, to_yaml(plan))
         for line in lines_of(plan):
             say(line)
         decided = {entry: check(run, devices=False)[0] for entry, run in zip(plan.entries, others, strict=True)}
         rows = list(_rows(plan, series, decided))
         every = {str(run.name): (run, row.steps) for row in rows for run in row.runs}
+        series.check_unchanged(list(every.values()))
+        write_whole(stored, to_yaml(plan))
         _take_over([run for run, _ in every.values()], storage, say)
         progress = Progress(say, plan.base.eval.best, lambda run: "")
         ended = series.run_all(list(every.values()), progress)
@@ -351,11 +352,11 @@ def _told(
 
 
 def write_curves(folder: Path, summary: dict[str, Any]) -> Iterator[Path]:
-    """Write ``curves/<label>.json`` for each entry with two seeds or more, as reports draw them beneath other runs."""
+    """Write ``curves/<entry>.json`` for each entry with two seeds or more, as reports draw them beneath other runs."""
     (folder / "curves").mkdir(exist_ok=True)
     for row in summary["rows"]:
         if row["budget"] == SAMPLES and row["fraction"] == 1 and len(row["runs"]) > 1:
-            path = folder / "curves" / f"{row['label']}.json"
+            path = folder / "curves" / f"{row['entry']}.json"  # ablations share a label
             write_json(path, reference_of([read_folder(folder / "runs" / name) for name in row["runs"]]))
             yield path
 

@@ -13,7 +13,7 @@ from simla_ray.orchestration.study import Seen
 
 #: What a validation metric is on the test set.
 TEST_OF = {"retrieval_r10": "retrieval/itc/t2i_r10", "keyword_ap": "keywords/ap", "mlm_accuracy": "words/mlm_accuracy"}
-#: Metrics of which the difference is told, as far as there are values; those that trials were chosen by come first.
+#: Metrics of which the difference is told, as far as there are values, behind those that trials were chosen by.
 TOLD = (
     "retrieval/itc/t2i_r10",
     "retrieval/itc/i2t_r10",
@@ -39,9 +39,11 @@ def run_repeats(plan: Plan, series: Series, progress: Progress, rival: Seen | No
     """
     seeds = [plan.base.seed + 1 + i for i in range(plan.sweep.seeds)]
     sides: dict[str, dict[str, Any]] = {"default": {}} if rival is None else {"best": rival.params, "default": {}}
+    # By the trial's own name: of a sweep that has become larger another one may be the best.
+    called = {"best": rival.name if rival is not None else "", "default": "default"}
     runs = {
         (side, seed): with_absolute_paths(
-            plan.run(params, {"name": series.name_of("repeats", f"{side}-seed{seed}"), "seed": seed})
+            plan.run(params, {"name": series.name_of("repeats", f"{called[side]}-seed{seed}"), "seed": seed})
         )
         for seed in seeds
         for side, params in sides.items()
@@ -49,8 +51,7 @@ def run_repeats(plan: Plan, series: Series, progress: Progress, rival: Seen | No
     said = "the base" if rival is None else f"{rival.name} and the base"
     series.say(f"repeat     {said} with seeds {', '.join(map(str, seeds))}, evaluated on the test set")
     ended = series.run_all([(run, series.steps) for run in runs.values()], progress)
-    chosen_by = {*plan.sweep.metrics, *(TEST_OF[metric] for metric in plan.sweep.metrics[:1] if metric in TEST_OF)}
-    told = sorted(TOLD, key=lambda metric: metric not in chosen_by)
+    told = list(dict.fromkeys([*(TEST_OF.get(metric, metric) for metric in plan.sweep.metrics), *TOLD]))
     found: dict[str, Any] = {"seeds": seeds, "trial": rival and rival.name, "best": [], "default": [], "failed": []}
     measured: dict[tuple[str, int], PerImage] = {}
     for (side, seed), run in runs.items():

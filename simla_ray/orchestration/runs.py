@@ -13,6 +13,7 @@ from simla_ray.config.schema import Run
 from simla_ray.errors import UserError
 from simla_ray.models.model import Model
 from simla_ray.release.source import find_source, trained_model
+from simla_ray.report.reference import CURVES_TOO
 from simla_ray.training.checkpoint import find_checkpoint
 
 #: What can lie under storage -> the file that it has from its start on.
@@ -47,6 +48,15 @@ def begun_run(run: Run) -> Run | None:
     if not stored.exists() or find_checkpoint(run_folder(run) / "checkpoints") is None:
         return None
     return load_run([stored], presets=False)
+
+
+def unlike_stored(run: Run) -> list[tuple[str, Any, Any]]:
+    """Keys in which a named run is another experiment than the one that its folder holds: (path, stored, now)."""
+    stored = run_folder(run) / "config.yaml"
+    if not stored.exists():
+        return []
+    was = load_run([stored], presets=False)
+    return difference(was, run, "identity") + [d for d in difference(was, run, "operational") if d[0] in CURVES_TOO]
 
 
 def check_kind(folder: Path, kind: str) -> None:

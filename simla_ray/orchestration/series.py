@@ -14,6 +14,7 @@ from typing import Any
 
 from simla_ray.config.schema import Run
 from simla_ray.data import pipeline
+from simla_ray.errors import UserError
 from simla_ray.evaluation.paired import PerImage, paired_difference
 from simla_ray.orchestration import cluster as clusters
 from simla_ray.orchestration.launch import Within, locked
@@ -21,7 +22,7 @@ from simla_ray.orchestration.plan import total_steps
 from simla_ray.orchestration.preflight import check, check_cluster
 from simla_ray.orchestration.prepare import prepare_shared
 from simla_ray.orchestration.reclaim import reclaiming
-from simla_ray.orchestration.runs import check_kind, run_folder
+from simla_ray.orchestration.runs import check_kind, run_folder, unlike_stored
 from simla_ray.orchestration.trials import (
     DRIVER_CPUS,
     FINISHED,
@@ -36,6 +37,8 @@ from simla_ray.report.terminal import clock
 from simla_ray.whole import write_whole
 
 Say = Callable[[str], None]
+#: Lines about runs of another config.
+MOST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,32 @@ class Series:
         """Name of a run in this folder, as its config has it."""
         return "/".join((self.folder.name, *parts))
 
+    def check_unchanged(self, runs: Sequence[tuple[Run, int]]) -> None:
+        """Refuse to take what lies in a run's folder for another experiment's.
+
+        Raises:
+            UserError: names runs and keys.
+        """
+        found = []
+        for run, _ in runs:
+            # Where regions and tags come from is decided by looking at the data, which is seldom necessary.
+            if unlike_stored(run) and (changed := unlike_stored(check(run, devices=False)[0])):
+                keys = "; ".join(f"{path} {was!r}, now {now!r}" for path, was, now in changed)
+                found.append(f"{_last(str(run.name))}: {keys}")
+        if found:
+            more = [f"and {len(found) - MOST_LINES} more"] if len(found) > MOST_LINES else []
+            raise UserError(
+                f"{self.folder} holds runs of another config; give it another --name, or undo:\n"
+                + "\n".join([*found[:MOST_LINES], *more])
+            )
+
     def run_all(self, runs: Sequence[tuple[Run, int]], progress: Progress) -> dict[str, Outcome]:
-        """Train runs with their steps; those that have ended are not started again. Name -> how each ended."""
+        """Train runs with their steps; those that have ended are not started again. Name -> how each ended.
+
+        Raises:
+            UserError: see ``check_unchanged``.
+        """
+        self.check_unchanged(runs)
         ended: dict[str, Outcome] = {}
         waiting = []
         for run, steps in runs:

@@ -26,7 +26,7 @@ from simla_ray.config.sweep_schema import storage_of
 from simla_ray.errors import UserError
 from simla_ray.orchestration.trials import FAILED, FINISHED, STOPPED, TIMED_OUT, task_of
 
-#: Attributes of an Optuna trial: folder of the sweep it belongs to, how it ended and why, is it the base itself.
+#: Attributes of an Optuna trial: the sweep it belongs to, how it ended and why, is it the base itself.
 SWEEP, STATUS, REASON, DEFAULT, STEP = "sweep", "status", "reason", "default", "step"
 #: Random trials before the search models what it has seen, at most; of a small sweep a third of the trials.
 STARTUP = 10
@@ -248,11 +248,11 @@ def importance(study: optuna.Study) -> dict[str, float] | None:
     return {path: float(share) for path, share in found.items()}
 
 
-def front(study: optuna.Study, owner: str) -> Sequence[str]:
-    """Names of this sweep's trials that no other one beats in both metrics."""
+def front(study: optuna.Study) -> Sequence[str]:
+    """Names of the study's trials, whoever ran them, that no other one beats in both metrics."""
     if len(study.directions) < 2:
         return []
-    return [trial_name(t.number) for t in study.best_trials if t.user_attrs.get(SWEEP) == owner]
+    return [trial_name(t.number) for t in study.best_trials]
 
 
 def _known(storage: optuna.storages.BaseStorage, study: str) -> int:

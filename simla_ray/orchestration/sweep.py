@@ -6,6 +6,7 @@ import argparse
 import math
 import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,7 @@ from simla_ray.orchestration.study import (
     seen,
 )
 from simla_ray.orchestration.trials import STOPPED, Follow, Outcome, run_trials
+from simla_ray.report.reference import CURVES_TOO
 from simla_ray.report.sweep import sweep_table, write_sweep_report
 from simla_ray.training.checkpoint import find_checkpoint
 from simla_ray.whole import write_whole
@@ -80,9 +82,10 @@ def sweep_main(argv: Sequence[str]) -> int:
             return 0
         summary = sweep(plan, say)
         print(sweep_table(summary))
-        print(f"best       {plan.base.storage / summary['name'] / 'best.yaml'}")
+        if summary["best"] is not None:
+            print(f"best       {plan.base.storage / summary['name'] / 'best.yaml'}")
         print(f"report     {plan.base.storage / summary['name'] / 'report.html'}")
-        return 0
+        return 0 if summary["best"] is not None else 1
 
     return guarded(main, "interrupted; the same command with the same --name goes on")
 
@@ -98,7 +101,10 @@ def sweep(plan: Plan, say: Say = print) -> dict[str, Any]:
     """
     name = plan.base.name or fresh(plan.base.storage, "sweep")
     folder = plan.base.storage.resolve() / name
-    plan = replace(plan, base=plan.base.model_copy(update={"name": name}))
+    changes: dict[str, Any] = {"name": name}
+    if not plan.sweep.pareto:  # of trials, repeats and best.yaml the checkpoint that counts is the best by the metric
+        changes["eval"] = plan.base.eval.model_copy(update={"best": plan.sweep.metrics[0]})
+    plan = replace(plan, base=plan.base.model_copy(update=changes))
     stored, before = folder / "sweep.yaml", summary_before(folder, "sweep")
     if stored.exists():
         _check_same(stored, plan)
@@ -133,6 +139,7 @@ def lines_of(plan: Plan) -> list[str]:
 def _check_same(stored: Path, plan: Plan) -> None:
     was = load_sweep([stored])
     changed = difference(was.base, plan.base, "identity")
+    changed += [d for d in difference(was.base, plan.base, "operational") if d[0] in CURVES_TOO]
     for key, field in type(plan.sweep).model_fields.items():
         a, b = getattr(was.sweep, key), getattr(plan.sweep, key)
         if a != b and field.json_schema_extra == {"kind": "identity"}:
@@ -156,6 +163,7 @@ class OpenSweep:
         self.plan, self.series, self.began = plan, series, began
         self.folder, self.say = series.folder, series.say
         self.storage = open_storage(plan, self.folder)
+        self.owner = owner_of(self.folder)
         self.study_name = plan.sweep.study or self.folder.name
         self.metric = plan.sweep.metrics[0]
         self.rungs = [] if plan.sweep.pareto else rungs_of(plan, series.steps)
@@ -172,8 +180,6 @@ class OpenSweep:
             "data.test": base.data.val,
             "data.test_split": base.data.val_split,
         }
-        if not self.plan.sweep.pareto:
-            over["eval.best"] = self.metric
         run = with_absolute_paths(self.plan.run(params, over))
         self.params[str(run.name)] = params
         if self.plan.sweep.trunk_steps:
@@ -191,7 +197,7 @@ class OpenSweep:
 
     def search(self) -> None:
         """Run what is missing of the trials."""
-        search = Search(self.plan, self.storage, self.study_name, str(self.folder), self.run_of, self.series.steps)
+        search = Search(self.plan, self.storage, self.study_name, self.owner, self.run_of, self.series.steps)
         self.study = search.study
         if not search.left:
             return
@@ -247,7 +253,7 @@ class OpenSweep:
         best = self.best()
         repeats = None
         if best is None:
-            self.say("best       none: no trial ran to its end")
+            self.say("best       none: no trial ran to its end; the same command with more of sweep.trials goes on")
         else:
             write_whole(self.folder / "best.yaml", best_yaml(self.plan, best.params))
             values = ", ".join(
@@ -272,7 +278,7 @@ class OpenSweep:
         return min(done, key=lambda t: (sum(r.index(v) for r, v in zip(ranks, t.values or [], strict=True)), t.number))
 
     def _seen(self) -> list[Seen]:
-        return seen(self.study, str(self.folder))
+        return seen(self.study, self.owner)
 
     def write(self, repeats: dict[str, Any] | None, *, unfinished: bool) -> dict[str, Any]:
         """summary.json and report.html, as far as the sweep has come."""
@@ -292,7 +298,7 @@ class OpenSweep:
             "space": {path: parameter.to_dict() for path, parameter in self.plan.sweep.space.items()},
             "trials": [self._trial(trial) for trial in self._seen()],
             "best": best.name if best is not None else None,
-            "front": front(self.study, str(self.folder)),
+            "front": front(self.study),
             "importance": importance(self.study),
             "repeats": repeats,
         }
@@ -327,10 +333,19 @@ class OpenSweep:
         }
 
 
+def owner_of(folder: Path) -> str:
+    """What the trials of this sweep are marked with in a study; a path would be the same on another cluster."""
+    file = folder / ".owner"
+    if not file.exists():
+        write_whole(file, uuid.uuid4().hex)
+    return file.read_text()
+
+
 def rungs_of(plan: Plan, steps: int) -> list[int]:
     """Steps at which a trial may be stopped: validations after the grace, each ``reduction`` times the last."""
     every = plan.base.eval.every_steps
-    rung = float(max(1, _up(plan.grace() * steps / every)) * every)
+    # Before the trials part they are all alike, and an equal of all is never stopped.
+    rung = float(max(1, _up(plan.grace() * steps / every), plan.sweep.trunk_steps // every + 1) * every)
     found = set()
     while rung < steps:
         found.add(_up(rung / every) * every)

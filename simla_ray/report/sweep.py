@@ -132,7 +132,7 @@ def _outcome(trials: Trials, summary: Mapping[str, Any]) -> str:
 
 def _notes(study: Study, trials: Trials) -> Markup | None:
     found = []
-    if not study.written or trials.running:
+    if not study.written or trials.running or study.summary.get("unfinished"):
         text = "This sweep has not ended: the page shows what had been written so far."
         if trials.running:
             text += f" {trials.running} trial{'s' * (trials.running != 1)} without an end."

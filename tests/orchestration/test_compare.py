@@ -238,11 +238,12 @@ def test_bands_are_over_seeds_at_equal_samples(tmp_path):
         (folder / "config.yaml").write_text(to_yaml(load_run(overrides=[*SMALL, f"seed={name[-1]}"])))
         lines = [{"step": s, "kind": "train", "losses": {"itc": loss / s}} for s in range(1, 41)]
         write_lines(folder / "metrics.jsonl", lines)
-    row = {"budget": "samples", "fraction": 1.0, "label": "simla-tiny", "runs": ["simla-seed0", "simla-seed1"]}
+    row = {"budget": "samples", "fraction": 1.0, "entry": "simla", "label": "simla-tiny"}
+    row["runs"] = ["simla-seed0", "simla-seed1"]
     rows = [row, row | {"budget": "compute", "label": "b"}, row | {"fraction": 0.5, "label": "c"}]
-    rows.append(row | {"label": "clip-tiny", "runs": ["clip-seed0"]})
-    assert [p.name for p in write_curves(tmp_path, {"rows": rows})] == ["simla-tiny.json"]
-    assert json.loads((tmp_path / "curves" / "simla-tiny.json").read_text())
+    rows.append(row | {"entry": "clip", "label": "clip-tiny", "runs": ["clip-seed0"]})
+    assert [p.name for p in write_curves(tmp_path, {"rows": rows})] == ["simla.json"]
+    assert json.loads((tmp_path / "curves" / "simla.json").read_text())
 
 
 def test_the_same_command_again_starts_nothing(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simla_ray.config.load import load_run
+from simla_ray.config.load import load_run, to_yaml
 from simla_ray.errors import UserError
 from simla_ray.evaluation.paired import PerImage
 from simla_ray.orchestration import series as series_module
@@ -84,6 +84,18 @@ def test_runs_that_have_ended_are_not_started_again(series, monkeypatch):
     started.clear()
     series.run_all(runs, Progress(said.append, "retrieval_r10", lambda name: ""))
     assert started == []
+
+
+@pytest.mark.parametrize("key", ["optim.max_steps=7", "batch.micro=16", "data.fraction=0.5"])
+def test_a_run_of_another_config_is_not_taken_for_this_one(series, monkeypatch, key):
+    monkeypatch.setattr(series_module, "run_trials", lambda *_, **__: pytest.fail("started"))
+    run, other = (load_run(overrides=["name=many/a", f"storage={series.folder.parent}", *k]) for k in ([], [key]))
+    write_run(series.folder / "a", {})
+    (series.folder / "a" / "config.yaml").write_text(to_yaml(run))
+    series.check_unchanged([(run.model_copy(update={"ray": other.ray}), 10)])
+    with pytest.raises(UserError, match=f"holds runs of another config.*\na: {key.partition('=')[0]} ") as caught:
+        series.run_all([(other, 10)], Progress(lambda line: None, "x", lambda name: ""))
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_what_is_said_of_a_run(monkeypatch):

@@ -57,7 +57,7 @@ def going(tmp_path):
         (folder / "sweep.yaml").write_text(sweep_module.to_yaml(plan))
         series = Series(folder, plan.base, Within(None, folder), STEPS, 100, 2, None, lambda line: None)
         found = OpenSweep(plan, series, 0.0)
-        search = search_of(plan, found.storage, str(folder), found.study_name)
+        search = search_of(plan, found.storage, found.owner, found.study_name)
         found.study = search.study
         return found, Driven(search)
 
@@ -100,6 +100,45 @@ def test_a_restart_stops_whom_it_would_have_stopped(restart, going):
     assert not asha.report(good, 10, 0.4)  # 0.6 and three of 0.1: the upper third begins at 0.1
     assert asha.report(good, 30, 0.6)
     assert asha.report(bad, 10, 0.09)
+
+
+def test_trials_of_a_trunk_are_judged_behind_it(tmp_path):
+    plan = plan_of(tmp_path, "sweep.trunk_steps=50", "eval.every_steps=10", "sweep.grace=0.1", "sweep.reduction=2")
+    assert rungs_of(plan, 200) == [60, 120]
+
+
+def test_a_sweep_without_a_finished_trial_names_no_best(tmp_path, monkeypatch, capsys):
+    def run_trials(within, scratch, *, search=None, **options):
+        driven = Driven(search)
+        while (asked := driven.ask()) is not None:
+            driven.end(asked[0], None)
+
+    fake_opened(monkeypatch, None)
+    monkeypatch.setattr(sweep_module, "run_trials", run_trials)
+    monkeypatch.setattr(sweep_module, "load_sweep", lambda files, overrides: plan_of(tmp_path, *overrides))
+    assert sweep_module.sweep_main(["sweep.trials=2"]) == 1
+    said = capsys.readouterr().out
+    assert "best       none: no trial ran to its end" in said and "best.yaml" not in said
+    assert not (tmp_path / "tuned" / "best.yaml").exists()
+
+
+def test_two_sweeps_of_one_path_are_two(going, tmp_path):
+    """Clusters mount what is their own under the same name."""
+    found, driven = going()
+    name = driven.ask()[0]
+    assert sweep_module.owner_of(found.folder) == found.owner
+    (found.folder / ".owner").unlink()
+    other = search_of(found.plan, found.storage, sweep_module.owner_of(found.folder), found.study_name)
+    assert other.owner != found.owner and other.interrupted == [] and other.left == found.plan.sweep.trials
+    assert [t.name for t in found._seen()] == [name]
+
+
+def test_a_sweep_goes_on_with_its_batch(tmp_path, monkeypatch):
+    fake_opened(monkeypatch, finishes(tmp_path))
+    sweep(plan_of(tmp_path, "sweep.trials=2"), lambda line: None)
+    for other in ("batch.micro=4", "eval.pairs=20"):
+        with pytest.raises(UserError, match=other.partition("=")[0] + ": the sweep has"):
+            sweep(plan_of(tmp_path, "sweep.trials=3", other), lambda line: None)
 
 
 def test_a_front_stops_nobody(going):
@@ -197,7 +236,7 @@ def fake_opened(monkeypatch, ended):
 
 def finishes(tmp_path):
     def ended(name, run):
-        write_run(tmp_path / name, {"keywords": {"ap": 0.3 if "best" in name else 0.2}})
+        write_run(tmp_path / name, {"keywords": {"ap": 0.2 if "default" in name else 0.3}})
         return Outcome(FINISHED, None, STEPS, {}, json.loads((tmp_path / name / "summary.json").read_text()))
 
     return ended
@@ -222,6 +261,8 @@ def test_a_sweep_is_finished_until_it_shall_be_larger(tmp_path, monkeypatch):
     more = sweep(plan_of(tmp_path, "sweep.trials=5"), lambda line: None)
     assert [t["name"] for t in more["trials"]] == [f"trial-{i:03d}" for i in range(5)]
     assert more["trials"][:3] == first["trials"]
+    for repeats in (first["repeats"], more["repeats"]):  # another trial may be the best of more
+        assert [run["name"] for run in repeats["best"]] == [f"{repeats['trial']}-seed{seed}" for seed in (1, 2)]
     seeds = sweep(plan_of(tmp_path, "sweep.trials=5", "sweep.seeds=3"), lambda line: None)
     assert seeds["repeats"]["seeds"] == [1, 2, 3] and seeds["trials"] == more["trials"]
     assert len(read_per_image(folder / "repeats" / "default-seed3").metrics) == 1
@@ -229,18 +270,19 @@ def test_a_sweep_is_finished_until_it_shall_be_larger(tmp_path, monkeypatch):
 
 def test_repeats_that_fail_leave_a_report(tmp_path, monkeypatch):
     fine = finishes(tmp_path)
-    fake_opened(monkeypatch, lambda name, run: Outcome(FAILED, "boom", 3) if "best" in name else fine(name, run))
+    fake_opened(monkeypatch, lambda name, run: fine(name, run) if "default" in name else Outcome(FAILED, "boom", 3))
     summary = sweep(plan_of(tmp_path, "sweep.trials=2"), lambda line: None)
     repeats = summary["repeats"]
     assert (repeats["best"], repeats["differences"], len(repeats["default"])) == ([], [], 2)
-    assert repeats["failed"] == [{"name": f"best-seed{seed}", "reason": "boom"} for seed in (1, 2)]
+    names = [f"{repeats['trial']}-seed{seed}" for seed in (1, 2)]
+    assert repeats["failed"] == [{"name": name, "reason": "boom"} for name in names]
     assert "boom" in (tmp_path / "tuned" / "report.html").read_text()
     assert sweep_module.sweep_table(summary)
     fake_opened(monkeypatch, fine)
     said = []
     again = sweep(plan_of(tmp_path, "sweep.trials=2"), said.append)["repeats"]
     assert [line for line in said if line.startswith("again")] == [
-        f"again      best-seed{seed}, which failed before" for seed in (1, 2)
+        f"again      {name}, which failed before" for name in names
     ]
     assert again["failed"] == [] and again["default"] == repeats["default"] and len(again["best"]) == 2
 

@@ -95,6 +95,11 @@ class Rows:
         """What the table does not say: what was held equal, and what follows from its own numbers."""
         found = list(self.summary.get("notes") or [])
         seeds = len(self.seeds)
+        if len(self.fractions) > 1 and any(metric.startswith(("keywords/", "words/")) for metric in self.metrics):
+            found.append(
+                "Keywords and masked words are those that the captions of a share have: compare entries at one share, "
+                "not an entry with itself at another."
+            )
         if seeds == 1:
             found.append(
                 "One seed: what is chance between two trainings cannot be told, and intervals are over pictures only."

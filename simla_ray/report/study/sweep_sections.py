@@ -188,8 +188,8 @@ def _how_sure(importance: Mapping[str, float] | None, finished: int) -> str:
     text += "parameter whose condition does not hold. "
     if importance is None:
         return text + f"Importance cannot be told from {finished} finished trial{'s' * (finished != 1)}."
-    text += f"Importance is the share of the variance between trials that a parameter explains, from {finished} "
-    text += f"finished trial{'s' * (finished != 1)}"
+    text += "Importance is each parameter's share in what sets the best tenth of the finished trials apart from all "
+    text += f"(PED-ANOVA), from {finished} finished trial{'s' * (finished != 1)}"
     return text + (": so few that a share is a hint at best." if finished < FEW else ".")
 
 
