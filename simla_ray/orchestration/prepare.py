@@ -38,6 +38,8 @@ from simla_ray.release.source import CODES
 SETS = ("train", "val", "test")
 LOOKED_AT = 20
 REPEATED = "repeated.safetensors"
+#: Keys of ``data`` on which neither vocabulary nor codes of a pretraining depend.
+NOT_LEARNED_FROM = ("val", "val_split", "test", "test_split", "decode_cpus", "audit")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,8 @@ def _key(run: Run, train: Index) -> str:
     }
     parts |= {name: tree["objectives"][name] for name in OF_TASKS}
     parts |= {"mim": "mim" in run.objectives.active(), "rows": train.fingerprint()}
+    if not task_columns(run):  # a trial is evaluated on the validation set, and learns from the same rows
+        parts["data"] = {name: value for name, value in tree["data"].items() if name not in NOT_LEARNED_FROM}
     if wants_region_codes(run):
         parts["regions"] = tree["regions"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

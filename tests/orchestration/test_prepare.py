@@ -1,5 +1,7 @@
 """Indexes of a run's data, of which ``data.fraction`` of the training rows is kept."""
 
+from types import SimpleNamespace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,6 +10,7 @@ from simla_ray.config.load import load_run
 from simla_ray.data import pipeline
 from simla_ray.data.cursor import Cursor
 from simla_ray.errors import UserError
+from simla_ray.orchestration import prepare as prepare_module
 from simla_ray.orchestration.plan import plan
 from simla_ray.orchestration.prepare import Prepared, build_indexes
 
@@ -80,3 +83,16 @@ def test_keyword_quality_needs_something_to_be_measured_against(world_files, tmp
     with pytest.raises(UserError, match=r"eval\.best: keyword_ap needs the column keywords, .* the first 96 rows"):
         build_indexes(load(world_files, best, bare))
     build_indexes(load(world_files, bare))
+
+
+def test_runs_share_what_does_not_depend_on_their_differences():
+    """Trials of a sweep are evaluated on the validation set, its repeats on the test set."""
+    train = SimpleNamespace(fingerprint=lambda: "rows")
+
+    def key(*overrides):
+        return prepare_module._key(load_run(overrides=list(overrides)), train)
+
+    trial = ("data.test=[world:val]", "data.decode_cpus=3", "objectives.psl.weight=3", "optim.lr=0.1")
+    assert key(*trial) == key()
+    for other in ("data.fraction=0.5", "data.max_pixels=1000000", "seed=1", "text.max_words=10", "codes.n=64"):
+        assert key(other) != key(), other
