@@ -24,10 +24,9 @@ from simla_ray.config.load import (
     to_dict,
     validated,
 )
-from simla_ray.config.rules import VALIDATION_METRICS
 from simla_ray.config.schema import Distilled, Run
 from simla_ray.config.space import Trial, among, complete, flat, lay, suggest
-from simla_ray.config.sweep_schema import Sweep
+from simla_ray.config.sweep_schema import Sweep, needs_of
 from simla_ray.errors import UserError
 
 #: The least share of a run that a trial is given before it may be stopped.
@@ -136,9 +135,9 @@ def _base_problems(plan: Plan) -> list[str]:
         problems.append(f"optim.max_steps: missing; sweep.trunk_steps={sweep.trunk_steps} needs it")
     elif sweep.trunk_steps and steps is not None and sweep.trunk_steps >= steps:
         problems.append(f"sweep.trunk_steps: {sweep.trunk_steps} is not less than optim.max_steps={steps}")
-    needed = None if sweep.pareto else VALIDATION_METRICS[sweep.metrics[0]]
-    if needed is not None and needed not in plan.base.objectives.active():
-        problems.append(f"sweep.metrics: {sweep.metrics[0]} needs objectives.{needed}")
+    for metric, needed in needs_of(sweep).items():
+        if needed not in plan.base.objectives.active():
+            problems.append(f"sweep.metrics: {metric} needs objectives.{needed}")
     return problems
 
 
@@ -152,9 +151,9 @@ def _fault(plan: Plan, params: Mapping[str, Any]) -> str | None:
     if plan.sweep.trunk_steps and on != of_base:
         names = ", ".join(sorted(on ^ of_base))
         return f"objectives.{names}: on in the trial or in the shared trunk only, see sweep.trunk_steps"
-    needed = None if plan.sweep.pareto else VALIDATION_METRICS[plan.sweep.metrics[0]]
-    if needed in of_base and needed not in on:
-        return f"sweep.metrics: {plan.sweep.metrics[0]} needs objectives.{needed}"
+    for metric, needed in needs_of(plan.sweep).items():
+        if needed in of_base and needed not in on:
+            return f"sweep.metrics: {metric} needs objectives.{needed}"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import model_validator
@@ -16,6 +15,27 @@ from simla_ray.config.space import Parameter, order_problems
 
 #: Stands in for ``sweep.storage`` where that is null, so that passwords need not be in files.
 STORAGE_VARIABLE = "SIMLA_RAY_SWEEP_STORAGE"
+
+
+#: Metric of the final evaluation that a front can be of -> the objective it needs; None: it is the rows that it needs.
+FINAL_METRICS: dict[str, str | None] = {
+    **{
+        f"retrieval/{ranker}{fits}/{direction}_r{k}": ranker
+        for ranker in ("itc", "itm")
+        for fits in ("", "_satisfied")
+        for direction in ("t2i", "i2t")
+        for k in (1, 5, 10)
+    },
+    **dict.fromkeys(("match/auc_random", "match/auc_hard")),
+    **dict.fromkeys(("grounding/pointing", "grounding/box_accuracy", "grounding/candidate_accuracy"), "itm"),
+    **dict.fromkeys(("keywords/ap", "keywords/precision", "keywords/recall", "keywords/selected_precision"), "psl"),
+    **dict.fromkeys(("words/color_right", "words/mlm_accuracy"), "mlm"),
+    "words/mim_accuracy": "mim",
+    **dict.fromkeys(
+        ("classification/accuracy", "classification/class_accuracy", "vqa/accuracy", "statements/accuracy")
+    ),
+    **{f"ratings/{ranker}/{rank}": ranker for ranker in ("itc", "itm") for rank in ("spearman", "kendall")},
+}
 
 
 class Sweep(Section):
@@ -64,9 +84,10 @@ class Sweep(Section):
             problems.append(f"metrics: {self.metrics[0]} stands twice")
         for metric in self.metrics:
             allowed = [name for name, objective in VALIDATION_METRICS.items() if objective is not None]
-            if self.pareto and not re.fullmatch(r"[a-z_]+(/[a-z0-9_]+)+", metric):
+            if self.pareto and metric not in FINAL_METRICS:
                 problems.append(
                     f"metrics: {metric} is no metric of the final evaluation, like retrieval/itc/t2i_r10 or keywords/ap"
+                    f"{did_you_mean(metric, list(FINAL_METRICS))}"
                 )
             elif not self.pareto and metric not in allowed:
                 problems.append(
@@ -78,6 +99,12 @@ class Sweep(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+def needs_of(sweep: Sweep) -> dict[str, str]:
+    """Metric -> the objective without which no trial has it; of metrics that need one."""
+    needed = {metric: (FINAL_METRICS if sweep.pareto else VALIDATION_METRICS)[metric] for metric in sweep.metrics}
+    return {metric: objective for metric, objective in needed.items() if objective is not None}
 
 
 def storage_of(sweep: Sweep) -> str | None:

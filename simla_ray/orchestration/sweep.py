@@ -293,6 +293,7 @@ class OpenSweep:
             "seconds": time.time() - self.began,
             "steps": self.series.steps,
             "rungs": self.rungs,
+            "trunk_steps": self.plan.sweep.trunk_steps,
             "concurrent": self.series.concurrent,
             "objectives": [{"metric": m, "name": NAMES.get(m, m)} for m in self.plan.sweep.metrics],
             "space": {path: parameter.to_dict() for path, parameter in self.plan.sweep.space.items()},

@@ -212,6 +212,10 @@ def test_two_metrics_are_a_front_of_the_final_evaluation(small):
     assert load_sweep([small], ["sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]"]).sweep.pareto
     assert "final evaluation" in error_of(["sweep.metrics=[retrieval_r10, keywords/ap]"], [small])
     assert "stands twice" in error_of(["sweep.metrics=[keywords/ap, keywords/ap]"], [small])
+    said = error_of(["sweep.metrics=[retrieval/itc/t2i_r10, keywords/precison]"], [small])
+    assert "did you mean keywords/precision?" in said
+    both = "sweep.metrics=[retrieval/itc/t2i_r10, words/mim_accuracy]"
+    assert error_of([both, "objectives.mim=null"], [small]) == "sweep.metrics: words/mim_accuracy needs objectives.mim"
     assert error_of(["sweep.metrics=[a/b, c/d, e/f]"], [small]).startswith("sweep.metrics: ")
     assert error_of(["sweep.metrics=[]"], [small]).startswith("sweep.metrics: ")
 

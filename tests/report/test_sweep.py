@@ -89,6 +89,14 @@ def test_missing_repeats_are_named(tmp_path: Path):
     assert "No result of the base config with seed 2" in text_of(page_of(tmp_path / "a", summary))
     text = text_of(page_of(tmp_path / "b", sweep_summary(repeats=None)))
     assert "No repeats. The best trial was not trained again with other seeds" in text
+    text = text_of(page_of(tmp_path / "c", sweep_summary(repeats=None, unfinished=True)))
+    assert "Unfinished. This sweep has not ended" in text and "No repeats" not in text
+
+
+def test_repeats_of_trials_from_a_trunk_are_another_experiment(tmp_path: Path):
+    said = "Trials went on from 40 steps of the base; here both configs are trained from the first step"
+    assert said in text_of(page_of(tmp_path / "a", sweep_summary(trunk_steps=40)))
+    assert "Trials went on" not in text_of(page_of(tmp_path / "b", sweep_summary(trunk_steps=0)))
 
 
 def test_best_beside_the_base(page: str):

@@ -65,7 +65,9 @@ def repeats_section(study: Study, trials: Trials) -> Section | None:
     if not repeats:
         return None
     seeds = repeats["seeds"]
-    parts: list[Any] = [tag("p", _what_repeats_are(trials, repeats), class_="lead")]
+    parts: list[Any] = [
+        tag("p", _what_repeats_are(trials, repeats, study.summary.get("trunk_steps") or 0), class_="lead")
+    ]
     for which, title in (("best", "best trial"), ("default", "base config")):
         missing = sorted(set(seeds) - {run["seed"] for run in repeats[which]})
         if missing:
@@ -97,7 +99,7 @@ def repeats_section(study: Study, trials: Trials) -> Section | None:
     return "repeats", "Is it better than the base?", join(parts)
 
 
-def _what_repeats_are(trials: Trials, repeats: Mapping[str, Any]) -> str:
+def _what_repeats_are(trials: Trials, repeats: Mapping[str, Any], trunk_steps: int) -> str:
     seeds, rival = repeats["seeds"], repeats.get("trial")
     chosen = " and ".join(objective["name"] for objective in trials.objectives)
     count = f"{len(trials.finished)} finished trial{'s' * (len(trials.finished) != 1)}"
@@ -107,6 +109,11 @@ def _what_repeats_are(trials: Trials, repeats: Mapping[str, Any]) -> str:
     if rival and trials.best and rival not in trials.best:
         text += (
             f" The base itself came out best, so it is {rival}, the best of the other trials, that stands beside it."
+        )
+    if trunk_steps:
+        text += (
+            f" Trials went on from {trunk_steps:,} steps of the base; here both configs are trained from the first "
+            "step, which is another experiment than the one that chose."
         )
     return text
 
