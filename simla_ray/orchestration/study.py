@@ -6,6 +6,7 @@ it crashed, took too long or gave no number. What belongs to which sweep stands 
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,11 +21,13 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from simla_ray.config.load import leaves_of
 from simla_ray.config.schema import Run
 from simla_ray.config.sweep import Plan
 from simla_ray.config.sweep_schema import storage_of
 from simla_ray.errors import UserError
 from simla_ray.orchestration.trials import FAILED, FINISHED, STOPPED, TIMED_OUT, task_of
+from simla_ray.report.reference import CURVES_TOO
 
 #: Attributes of an Optuna trial: the sweep it belongs to, how it ended and why, is it the base itself.
 SWEEP, STATUS, REASON, DEFAULT, STEP = "sweep", "status", "reason", "default", "step"
@@ -33,6 +36,8 @@ STARTUP = 10
 #: Trials below which nothing is said about the importance of parameters.
 FEWEST_FOR_IMPORTANCE = 6
 RUNNING, ELSEWHERE = "running", "elsewhere"
+#: Keys that say where something lies, and what a sweep sets for its trials.
+PLACES = ("name", "storage", "init_from", "data.train", "data.val", "data.test", "data.image_roots", "eval.best")
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,16 @@ class Search(OptunaSearch):
                     f"{ours}; name another"
                 )
             self.study.set_user_attr(key, ours)
+        ours = _base_of(self.plan)
+        theirs = self.study.user_attrs.get("base", ours)
+        changed = [path for path in ours if path in theirs and theirs[path] != ours[path]]  # a version may add keys
+        if changed:
+            lines = [f"{path}: the study's trials have {theirs[path]!r}, now {ours[path]!r}" for path in changed]
+            raise UserError(
+                f"sweep.study: the study {self.study.study_name} in the storage is of another base, and values of the "
+                "two cannot be compared; name another, or undo:\n" + "\n".join(lines)
+            )
+        self.study.set_user_attr("base", ours)
 
     def suggest(self, trial_id: str) -> Any:
         if self.left <= 0:
@@ -207,6 +222,17 @@ class Search(OptunaSearch):
         found = [result.get(key) for key in keys]
         numbers = [float(v) for v in found if isinstance(v, int | float) and not isinstance(v, bool)]
         return numbers if len(numbers) == len(keys) else None
+
+
+def _base_of(plan: Plan) -> dict[str, Any]:
+    """Keys of the base on which a trial's value hangs beside its params, as JSON gives them back.
+
+    Without where files lie, which differs between clusters.
+    """
+    operational = leaves_of(plan.base, "operational")
+    leaves = leaves_of(plan.base, "identity") | {path: operational[path] for path in CURVES_TOO}
+    kept = {path: leaves[path] for path in leaves if path not in plan.sweep.space and not path.startswith(PLACES)}
+    return json.loads(json.dumps(kept | {"objectives": list(plan.base.objectives.active())}))
 
 
 def seen(study: optuna.Study, owner: str) -> list[Seen]:

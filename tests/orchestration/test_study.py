@@ -211,6 +211,16 @@ def test_where_the_study_is_kept(tmp_path, monkeypatch):
         open_storage(plan_of(tmp_path, f"sweep.storage={tmp_path}/file/down.journal"), tmp_path)
 
 
+def test_a_study_of_another_base_is_refused(tmp_path, storage):
+    play(Driven(search_of(plan_of(tmp_path), storage(), "one")), 3)
+    for other in ("optim.lr=0.001", "eval.pairs=20", "objectives.mim=null"):
+        key = other.partition("=")[0] if "mim" not in other else "objectives"
+        with pytest.raises(UserError, match=f"is of another base.*\\n{key}: the study's trials have "):
+            search_of(plan_of(tmp_path, other), storage(), "two")
+    elsewhere = search_of(plan_of(tmp_path, "data.val=[b.parquet]", "data.train=[c.parquet]"), storage(), "two")
+    assert len(seen(elsewhere.study, "two")) == 3
+
+
 @pytest.mark.parametrize(
     "other",
     ["sweep.space={objectives.psl.weight: {choice: [5, 20]}}", "sweep.metrics=[retrieval/itc/t2i_r10, keywords/ap]"],
