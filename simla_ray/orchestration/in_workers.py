@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,9 +49,13 @@ def in_workers(
     if cluster.cpus < workers * each:
         raise UserError(f"--workers: {workers} of {each:g} CPUs each, but the cluster has {cluster.cpus:g} CPUs")
     gpu = clusters.uses_gpu(run, cluster.gpus)
+    if gpu and cluster.gpus < workers:
+        raise UserError(
+            f"--workers: {workers} of a GPU each (ray.device=gpu), but the cluster has {cluster.gpus:g} GPUs"
+        )
     pipeline.quiet()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    scratch = folder / SCRATCH
+    name = f"{SCRATCH}-{uuid.uuid4().hex[:8]}"  # another evaluation of the run may go on
     try:
         result = ray.train.torch.TorchTrainer(
             _worker,
@@ -58,14 +63,14 @@ def in_workers(
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": each, **({"GPU": 1} if gpu else {})}
             ),
-            run_config=RunConfig(storage_path=str(folder), name=SCRATCH, failure_config=FailureConfig(max_failures=0)),
+            run_config=RunConfig(storage_path=str(folder), name=name, failure_config=FailureConfig(max_failures=0)),
         ).fit()
     except TrainingFailedError as error:
         raise UserError(f"--workers: {last_line(error)}") from error
     except OSError as error:
         raise UserError(f"--workers: {folder} must be writable for every worker ({error})") from None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(folder / name, ignore_errors=True)
     if isinstance(result.return_value, UserError):
         raise result.return_value
     return result.return_value
